@@ -1,0 +1,65 @@
+"""The role of a drafter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from jakiro.target.features import NO_FEATURES, FeatureSpec
+from jakiro.target.output import TargetOutput
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+class DraftNoise(Protocol):
+    """The randomness the target will choose with, as a drafter may use it."""
+
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        """Log scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits
+        [B, K, V]: ``log softmax(logits + T G_t)`` within what the row's top-k, top-p and min-p
+        keep (``-inf`` outside); ``log softmax(logits)`` for greedy rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class DraftRequest:
+    """Everything one draft depends on, besides what the drafter was told before."""
+
+    roots: Tensor
+    """[B] int64: the last committed token of each row, whose KV is not in the cache."""
+    lengths: list[int]
+    """Per row the number of committed tokens before the root: the root's absolute position."""
+    depth_caps: list[int]
+    """Per row the deepest node that is still of use (tokens wanted, context edge); may be 0."""
+    plan: TreePlan
+    noise: DraftNoise
+
+
+class Drafter(ABC):
+    """Proposes trees. Rows are numbered as in the batch; ``keep`` renumbers them."""
+
+    name: ClassVar[str]
+    needs: FeatureSpec = NO_FEATURES
+    module_ms: float = 0.0
+    """Wall time spent inside the drafter's own network, for the engine's statistics."""
+
+    @abstractmethod
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        """Append one row: its prompt ``ids`` (length T) and their features [T, F]. The root, drawn
+        from the last of them, is not among the ids; it comes with the first ``DraftRequest``."""
+
+    @abstractmethod
+    def draft(self, request: DraftRequest) -> TokenTree:
+        """One tree per row, no deeper than the row's cap and the plan, of at most
+        ``plan.budget`` nodes besides the root."""
+
+    @abstractmethod
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        """Learn what became of the tree. Called after every cycle, empty trees included."""
+
+    @abstractmethod
+    def keep(self, rows: list[int]) -> None:
+        """Keep only ``rows``, in that order."""

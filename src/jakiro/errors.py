@@ -1,0 +1,55 @@
+"""Every error a user can cause, as one family.
+
+JakiroError
+├── ConfigError        a setting or argument is wrong (also a ValueError; exit code 2)
+│   └── UnknownName    no drafter, rule, model or task has that name
+├── PromptError        a prompt is empty, too long or not made of known tokens
+├── DataError          a data line cannot be read; names the file and the line
+├── TargetRefused      the target cannot be driven losslessly; names the reason
+├── PairMismatch       drafter and target do not belong together
+├── CheckpointError    a checkpoint is missing, damaged or does not fit its config
+└── RowFailed          one request died (for example of NaN logits); the others go on
+
+Every message says what is wrong, the value, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class JakiroError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(JakiroError, ValueError):
+    """A setting or argument is outside what is allowed."""
+
+
+class UnknownName(ConfigError):
+    """A name that no registry knows."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+
+
+class PromptError(JakiroError, ValueError):
+    """A prompt that cannot be generated from."""
+
+
+class DataError(JakiroError, ValueError):
+    """A line of a data file that cannot be used."""
+
+
+class TargetRefused(JakiroError):
+    """A target that cannot be driven losslessly."""
+
+
+class PairMismatch(JakiroError):
+    """A drafter that was made for another target."""
+
+
+class CheckpointError(JakiroError):
+    """A checkpoint that is missing, damaged or misshapen."""
+
+
+class RowFailed(JakiroError):
+    """One request that could not be finished."""

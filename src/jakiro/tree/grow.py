@@ -1,0 +1,149 @@
+"""Grow trees from a drafter's scores. What a score means is the caller's business.
+
+A grower asks for the children of a frontier through ``expand`` and never sees a model: the same
+code grows the trees of every drafter that scores a vocabulary, noise-aware or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """The nodes of one level that are to be expanded.
+
+    ``tokens`` [B, K]; ``parent_rows`` [B, K]: for each node the column of its parent in the
+    frontier before (all 0 on level 1, whose parent is the root); ``depth``: level of these nodes.
+    """
+
+    tokens: Tensor
+    parent_rows: Tensor
+    depth: int
+
+
+Expand = Callable[[Frontier], Tensor]
+"""Log scores [B, K, V] (float32) of the children of every frontier node."""
+
+
+@dataclass(eq=False)
+class _Pool:
+    """All nodes made so far, in creation order; parents are pool indices, -1 for the root."""
+
+    tokens: list[Tensor]
+    parents: list[Tensor]
+    scores: list[Tensor]
+    size: int = 0
+
+    def add(self, tokens: Tensor, parents: Tensor, scores: Tensor) -> Tensor:
+        """Append nodes [B, M]; returns their pool indices [M]."""
+        self.tokens.append(tokens)
+        self.parents.append(parents)
+        self.scores.append(scores)
+        first, self.size = self.size, self.size + tokens.shape[1]
+        return torch.arange(first, self.size, device=tokens.device)
+
+
+def grow(
+    plan: TreePlan, roots: Tensor, root_scores: Tensor, expand: Expand, depth_caps: list[int]
+) -> TokenTree:
+    """The tree of ``plan`` below ``roots`` [B].
+
+    ``root_scores`` [B, V] score level 1. No node lies deeper than its row's cap; rows whose cap is
+    smaller than the tree get padding. Candidates of score -inf are never nodes.
+    """
+    depth = min(plan.depth, max(depth_caps))
+    if depth < 1:
+        return TokenTree.root_only(roots)
+    caps = torch.tensor(depth_caps, device=roots.device)
+    build = _static if plan.kind == "static" else _dynamic
+    pool = build(plan, depth, root_scores, expand, caps)
+    return _rerank(roots, pool, plan.budget)
+
+
+def _children(scores: Tensor, width: int, too_deep: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and tokens [B, K, width] of the best children; -inf in rows that may not go on."""
+    best = scores.topk(min(width, scores.shape[-1]), dim=-1)
+    return best.values.masked_fill(too_deep[:, None, None], -torch.inf), best.indices
+
+
+def _dynamic(
+    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor
+) -> _Pool:
+    """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case."""
+    pool = _Pool([], [], [])
+    scores, tokens = _children(root_scores[:, None], plan.width, caps < 1)
+    scores, tokens = scores[:, 0], tokens[:, 0]
+    index = pool.add(tokens, torch.full_like(tokens, -1), scores).expand_as(tokens)
+    parent_rows = torch.zeros_like(tokens)
+    for level in range(1, depth):
+        found = expand(Frontier(tokens, parent_rows, level))
+        steps, children = _children(found, plan.width, caps <= level)
+        below = (scores[:, :, None] + steps).flatten(1)
+        fan = steps.shape[-1]
+        made = pool.add(children.flatten(1), index.repeat_interleave(fan, dim=1), below)
+        if level + 1 < depth:
+            best = below.topk(min(plan.width, below.shape[1]), dim=1)
+            scores, parent_rows = best.values, best.indices // fan
+            tokens, index = children.flatten(1).gather(1, best.indices), made[best.indices]
+    return pool
+
+
+def _static(
+    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor
+) -> _Pool:
+    """A fixed shape: only nodes that have children are expanded, each once."""
+    pool = _Pool([], [], [])
+    rows, device = len(root_scores), root_scores.device
+    number = {(): -1} | {path: i for i, path in enumerate(plan.paths)}
+    columns: dict[tuple[int, ...], int] = {(): 0}
+    found, above = root_scores[:, None], torch.zeros(rows, 1, device=device)
+    for level in range(1, depth + 1):
+        paths = [path for path in plan.paths if len(path) == level]
+        steps, children = _children(found, plan.width, caps < level)
+        column = torch.tensor([columns[path[:-1]] for path in paths], device=device)
+        rank = torch.tensor([path[-1] for path in paths], device=device)
+        scores = above[:, column] + steps[:, column, rank]
+        parents = torch.tensor([number[path[:-1]] for path in paths], device=device)
+        tokens = children[:, column, rank]
+        pool.add(tokens, parents.expand(rows, -1), scores)
+        inner = [i for i, path in enumerate(paths) if any(p[:-1] == path for p in plan.paths)]
+        if level == depth or not inner:
+            break
+        chosen = torch.tensor(inner, device=device)
+        parent_rows = column[chosen].expand(rows, -1)
+        found = expand(Frontier(tokens[:, chosen], parent_rows, level))
+        above = scores[:, chosen]
+        columns = {paths[i]: new for new, i in enumerate(inner)}
+    return pool
+
+
+def _rerank(roots: Tensor, pool: _Pool, budget: int) -> TokenTree:
+    """The ``budget`` best nodes of the pool in creation order, below their roots.
+
+    A child never scores above its parent and is created after it, so a *stable* descending sort
+    keeps the selection closed under parents even when scores tie.
+    """
+    tokens, parents = torch.cat(pool.tokens, 1), torch.cat(pool.parents, 1)
+    scores = torch.cat(pool.scores, 1).float()
+    if pool.size > budget:
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        kept = order[:, :budget].sort(dim=1).values
+        tokens, scores = tokens.gather(1, kept), scores.gather(1, kept)
+        wanted = parents.gather(1, kept)
+        parents = torch.where(wanted < 0, -1, torch.searchsorted(kept, wanted.clamp_min(0)))
+    valid = scores > -torch.inf
+    rootwise = torch.ones_like(roots[:, None])
+    return TokenTree(
+        tokens=torch.cat([roots[:, None], tokens], 1),
+        parents=torch.cat([-rootwise, parents + 1], 1),
+        valid=torch.cat([rootwise.bool(), valid], 1),
+        scores=torch.cat([torch.zeros_like(scores[:, :1]), scores], 1),
+    )

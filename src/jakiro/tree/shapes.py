@@ -1,0 +1,92 @@
+"""How large a tree may grow, and the named static shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jakiro.errors import ConfigError
+
+Path = tuple[int, ...]
+
+EAGLE1_PATHS: tuple[Path, ...] = (
+    *((i,) for i in range(4)),
+    *((0, i) for i in range(3)),
+    *((1, i) for i in range(2)),
+    (2, 0),
+    (3, 0),
+    *((0, 0, i) for i in range(3)),
+    *((0, 1, i) for i in range(2)),
+    *((0, 2, i) for i in range(2)),
+    (1, 0, 0),
+    *((0, 0, 0, i) for i in range(3)),
+    *((0, 0, 0, 0, i) for i in range(2)),
+)
+"""The 25-node tree of EAGLE-1 (arXiv 2401.15077): a digit is the rank among the parent's
+candidates."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreePlan:
+    """The limits of a draft.
+
+    ``kind``: ``chain`` (width 1), ``static`` (``paths``), ``dynamic`` (the ``width`` best nodes of
+    each level are expanded by their ``width`` best children, the ``budget`` best of all kept:
+    EAGLE-2, arXiv 2406.16858). ``depth``: levels below the root. ``budget``: nodes without root.
+    """
+
+    kind: Literal["chain", "static", "dynamic"] = "dynamic"
+    depth: int = 5
+    width: int = 8
+    budget: int = 16
+    paths: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "budget"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kind not in ("chain", "static", "dynamic"):
+            raise ConfigError(f"kind must be chain, static or dynamic, got {self.kind!r}")
+        if (self.kind == "static") != bool(self.paths):
+            raise ConfigError("paths belong to a static tree, and a static tree needs paths")
+        known = set(self.paths)
+        for path in self.paths:
+            if not path or min(path) < 0:
+                raise ConfigError(f"a path is a non-empty list of ranks >= 0, got {path}")
+            if len(path) > 1 and path[:-1] not in known:
+                raise ConfigError(f"path {path} hangs in the air: add its parent {path[:-1]}")
+
+    @classmethod
+    def chain(cls, depth: int) -> TreePlan:
+        """One candidate per level."""
+        return cls("chain", depth=depth, width=1, budget=depth)
+
+    @classmethod
+    def static(cls, paths: tuple[Path, ...]) -> TreePlan:
+        """A fixed shape, given as rank paths; the order of ``paths`` does not matter."""
+        ordered = tuple(sorted(set(paths), key=lambda path: (len(path), path)))
+        if not ordered:
+            raise ConfigError("a static tree needs at least one path")
+        width = max(max(path) for path in ordered) + 1
+        return cls("static", max(map(len, ordered)), width, len(ordered), ordered)
+
+    @classmethod
+    def parse(cls, text: str) -> TreePlan:
+        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET`` or ``static:eagle1``."""
+        kind, _, rest = text.partition(":")
+        try:
+            if kind == "chain":
+                return cls.chain(int(rest))
+            if kind == "dynamic":
+                depth, width, budget = (int(part) for part in rest.split(","))
+                return cls("dynamic", depth, width, budget)
+            if (kind, rest) == ("static", "eagle1"):
+                return cls.static(EAGLE1_PATHS)
+        except ConfigError:
+            raise
+        except ValueError:
+            pass
+        raise ConfigError(
+            f"cannot read the tree {text!r}; write chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET "
+            "or static:eagle1, for example dynamic:5,8,16"
+        )

@@ -1,0 +1,76 @@
+"""The one shape every draft has: a batch of token trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """A draft of every row. Node 0 is the root: the last committed token, not yet in the cache.
+
+    Invariants: ``parents[:, 0] = -1``; ``parents[:, i] < i``; a valid node has a valid parent;
+    valid siblings carry distinct tokens. The nodes of a row that are not valid are padding: they
+    attend to themselves only and can never be accepted.
+    """
+
+    tokens: Tensor
+    """[B, N] int64."""
+    parents: Tensor
+    """[B, N] int64, -1 at the root."""
+    valid: Tensor
+    """[B, N] bool; the root is always valid."""
+    scores: Tensor | None = None
+    """[B, N] float32: summed log score of the path, for policies and statistics."""
+    draft_probs: Tensor | None = None
+    """[B, N] probability each token was *drawn* with; None: a deterministic candidate list."""
+
+    @classmethod
+    def root_only(cls, roots: Tensor) -> TokenTree:
+        """The empty draft: ``roots`` [B] and nothing below; plain decoding."""
+        tokens = roots[:, None]
+        return cls(tokens, torch.full_like(tokens, -1), torch.ones_like(tokens, dtype=torch.bool))
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def num_nodes(self) -> int:
+        """N, the root included."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """[B, N, N] bool: ``[b, i, j]`` is True when j is i or an ancestor of i."""
+        size = self.num_nodes
+        reach = torch.eye(size, dtype=torch.bool, device=self.tokens.device)
+        reach = reach.expand(self.num_rows, size, size)
+        jump = self.parents.clamp_min(0)
+        # Pointer doubling: after round r every node sees its 2^r - 1 nearest ancestors.
+        for _ in range((size - 1).bit_length()):
+            reach = reach | reach.gather(1, jump[:, :, None].expand_as(reach))
+            jump = jump.gather(1, jump)
+        return reach
+
+    @cached_property
+    def depth(self) -> Tensor:
+        """[B, N] int64: edges between the root and each node."""
+        return self.ancestors.sum(-1) - 1
+
+    def check(self) -> None:
+        """Raise ``AssertionError`` if an invariant is broken. For tests and debugging."""
+        rows = zip(self.tokens.tolist(), self.parents.tolist(), self.valid.tolist(), strict=True)
+        for tokens, parents, valid in rows:
+            assert parents[0] == -1 and valid[0], "node 0 must be a valid root"
+            children: set[tuple[int, int]] = set()
+            for node, parent in enumerate(parents[1:], start=1):
+                assert 0 <= parent < node, f"node {node} comes before its parent {parent}"
+                if valid[node]:
+                    assert valid[parent], f"valid node {node} hangs below padding {parent}"
+                    assert (parent, tokens[node]) not in children, f"twin of node {node}"
+                    children.add((parent, tokens[node]))

@@ -1,0 +1,29 @@
+"""The rule ``match``: follow the child that equals the target's own choice."""
+
+from __future__ import annotations
+
+import torch
+
+from jakiro.sampling.process import NodeView
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+def match(tree: TokenTree, nodes: NodeView) -> Verdict:
+    """Accept the longest path on which every token is the choice at its parent (promise: exact).
+
+    With position-keyed noise the choice at a node does not depend on the tree, so this one rule
+    serves every temperature: the text is that of plain decoding with the same seed.
+    """
+    parents = tree.parents.clamp_min(0)
+    agrees = tree.valid & (tree.tokens == nodes.choice.gather(1, parents))
+    agrees[:, 0] = True
+    accepted = (agrees[:, None, :] | ~tree.ancestors).all(-1)
+    num_accepted = accepted.sum(-1) - 1
+    # Siblings are distinct, so the accepted nodes are one path, and parents precede children:
+    # sorted by index they are sorted by depth. The padding repeats the last of them.
+    order = torch.sort(accepted, dim=-1, descending=True, stable=True).indices
+    steps = torch.arange(tree.num_nodes, device=order.device)
+    path = order.gather(1, torch.minimum(steps, num_accepted[:, None]))
+    bonus = nodes.choice.gather(1, path[:, -1:])[:, 0]
+    return Verdict(path, num_accepted, bonus)
