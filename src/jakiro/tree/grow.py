@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jakiro.tree.shapes import TreePlan
@@ -69,9 +70,12 @@ def grow(
 
 
 def _children(scores: Tensor, width: int, too_deep: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and tokens [B, K, width] of the best children; -inf in rows that may not go on."""
-    best = scores.topk(min(width, scores.shape[-1]), dim=-1)
-    return best.values.masked_fill(too_deep[:, None, None], -torch.inf), best.indices
+    """Scores and tokens [B, K, width] of the best children; -inf in rows that may not go on and
+    where the vocabulary has fewer tokens than that."""
+    missing = max(0, width - scores.shape[-1])
+    best = scores.topk(width - missing, dim=-1)
+    values = best.values.masked_fill(too_deep[:, None, None], -torch.inf)
+    return F.pad(values, (0, missing), value=-torch.inf), F.pad(best.indices, (0, missing))
 
 
 def _dynamic(

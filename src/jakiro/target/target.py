@@ -1,0 +1,160 @@
+"""The model whose words are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from jakiro.cache.kv_cache import KVCache
+from jakiro.cache.mask import additive, positions, tree_mask
+from jakiro.errors import PromptError
+from jakiro.target.families import head_transform, windows
+from jakiro.target.features import NO_FEATURES, FeatureSpec
+from jakiro.target.output import TargetOutput
+from jakiro.tree.token_tree import TokenTree
+
+
+class Target:
+    """A loaded causal LM, driven through its public ``forward`` and never changed.
+
+    It owns no request state: keys and values live in the ``KVCache`` of the batch.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval()
+        self.config: Any = model.config.get_text_config()
+        self.windows = windows(self.config)
+        self._head_transform = head_transform(self.config)
+        self.num_layers = int(self.config.num_hidden_layers)
+        self.hidden_size = int(self.config.hidden_size)
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        limit = getattr(self.config, "max_position_embeddings", None)
+        self.context_length = int(limit) if limit else 1 << 30
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in and logits come out."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    def new_cache(self) -> KVCache:
+        """An empty cache with one layer per layer of the model."""
+        return KVCache(self.num_layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        where: Tensor,
+        mask: Tensor | dict[str, Tensor] | None,
+        cache: KVCache | None,
+        needs: FeatureSpec = NO_FEATURES,
+        keep: int = 0,
+    ) -> TargetOutput:
+        """One forward: ``tokens`` [B, N] at positions ``where`` [B, N].
+
+        ``mask``: additive [B, 1, N, S], one per layer type where the model has several; None:
+        causal over ``tokens`` alone. ``keep``: logits of the last ``keep`` positions only (0: all).
+        """
+        out = self.model(
+            input_ids=tokens,
+            position_ids=where,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=needs.indices or None,
+            logits_to_keep=keep,
+        )
+        if not needs.indices:
+            return TargetOutput(out.logits)
+        states = [out.hidden_states[index] for index in needs.indices]
+        return TargetOutput(out.logits, states[0] if len(states) == 1 else torch.cat(states, -1))
+
+    def prefill(
+        self, ids: list[int], cache: KVCache, row: int, needs: FeatureSpec = NO_FEATURES
+    ) -> TargetOutput:
+        """Feed a prompt to the empty ``row``, alone and without a mask, so that the fast attention
+        kernel stays. Returns the logits [1, 1, V] after its last token and features [1, T, F]."""
+        self.check_prompt(ids)
+        cache.aim(slice(row, row + 1), len(ids))
+        tokens = torch.tensor([ids], device=self.device)
+        where = torch.arange(len(ids), device=self.device)[None]
+        out = self.forward(tokens, where, None, cache, needs, keep=1)
+        cache.advance(row, len(ids))
+        return out
+
+    def verify(
+        self, tree: TokenTree, cache: KVCache, needs: FeatureSpec = NO_FEATURES
+    ) -> TargetOutput:
+        """Logits [B, N, V] and features [B, N, F] of every node of a tree in one forward."""
+        span = cache.aim(slice(0, tree.num_rows), tree.num_nodes)
+        lengths = torch.tensor(cache.lengths, device=self.device)
+        masks = {
+            name: additive(tree_mask(tree, lengths, span, window), self.dtype)
+            for name, window in self.windows.items()
+        }
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        # Padding nodes may lie past the context edge; learned positions have no entry there.
+        where = positions(tree, lengths).clamp_max(self.context_length - 1)
+        return self.forward(tree.tokens, where, mask, cache, needs)
+
+    @torch.no_grad()
+    def features(self, ids: Tensor, lengths: Tensor, needs: FeatureSpec) -> Tensor:
+        """Features [B, T, F] of right-padded ``ids`` [B, T]: a plain causal forward, for training.
+
+        Causality hides the padding behind ``lengths`` from every real position.
+        """
+        where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        padding = where >= lengths[:, None]
+        out = self.forward(ids.masked_fill(padding, 0), where, None, None, needs, keep=1)
+        assert out.features is not None
+        return out.features
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings [.., H] of token ids [..]."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
+
+    def lm_head(self, features: Tensor) -> Tensor:
+        """Logits [.., V] of last features [.., H]: head, then the family's scale and soft cap."""
+        return self._head_transform(self.model.get_output_embeddings()(features))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a drafter checkpoint remembers of its target: sizes and a hash of the embedding.
+
+        The hash covers 64 evenly spaced rows, as float32 bytes.
+        """
+        weight = self.model.get_input_embeddings().weight
+        rows = torch.linspace(0, len(weight) - 1, 64, device=weight.device).long()
+        sample = weight.detach()[rows].float().cpu().contiguous().numpy().tobytes()
+        return {
+            "model_type": self.config.model_type,
+            "hidden_size": self.hidden_size,
+            "vocab_size": self.vocab_size,
+            "num_layers": self.num_layers,
+            "embedding_sha256": hashlib.sha256(sample).hexdigest(),
+        }
+
+    def check_prompt(self, ids: list[int]) -> None:
+        """Raise ``PromptError`` unless ``ids`` can be fed and one token added."""
+        if not ids:
+            raise PromptError("the prompt is empty; give at least one token")
+        if len(ids) >= self.context_length:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens, but the context of the target holds "
+                f"{self.context_length} and one must be left to answer; shorten the prompt"
+            )
+        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            strange = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise PromptError(
+                f"token id {strange} is not in the vocabulary of the target "
+                f"(0 to {self.vocab_size - 1}); use the tokenizer of the target"
+            )
