@@ -24,27 +24,34 @@ def positions(tree: TokenTree, lengths: Tensor) -> Tensor:
     return lengths[:, None] + tree.depth
 
 
-def tree_mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None = None) -> Tensor:
-    """Who may attend to what: bool [B, N, S] with S = ``span``.
+def attendable(reach: Tensor, lengths: Tensor, span: int) -> Tensor:
+    """Who may attend to what: bool [B, Q, S] with S = ``span``.
 
-    A node sees the committed slots ``0 .. lengths[b]-1`` of its row, its ancestors and itself;
-    node j of row b lies in slot ``lengths[b]+j``. A window is applied by *position*: the slot of
-    a tree node says nothing about how far away it is.
+    Query q of row b sees the committed slots ``0 .. lengths[b]-1`` and, of the rows written
+    behind them, those with ``reach[b, q, j]`` (slot ``lengths[b]+j``). ``reach`` is [B, Q, F].
     """
-    slots = torch.arange(span, device=lengths.device)
-    offset = slots - lengths[:, None]
-    committed = offset < 0
-    node = offset.clamp(0, tree.num_nodes - 1)
-    inside = ~committed & (offset < tree.num_nodes)
-    index = node[:, None, :].expand(-1, tree.num_nodes, -1)
-    mask = committed[:, None] | (tree.ancestors.gather(2, index) & inside[:, None])
+    offset = torch.arange(span, device=lengths.device) - lengths[:, None]
+    written = reach.shape[2]
+    inside = (offset >= 0) & (offset < written)
+    index = offset.clamp(0, written - 1)[:, None, :].expand(-1, reach.shape[1], -1)
+    return (offset < 0)[:, None] | (reach.gather(2, index) & inside[:, None])
+
+
+def tree_mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None = None) -> Tensor:
+    """``attendable`` for the nodes of a tree: bool [B, N, S]. Node j lies in slot ``lengths[b]+j``.
+
+    A window is applied by *position*: the slot of a tree node does not say how far away it is.
+    """
+    mask = attendable(tree.ancestors, lengths, span)
     if window is None:
         return mask
-    query = positions(tree, lengths)[:, :, None]
-    key = torch.where(committed, slots, lengths[:, None] + tree.depth.gather(1, node))[:, None]
+    slots = torch.arange(span, device=lengths.device)
+    node = (slots - lengths[:, None]).clamp(0, tree.num_nodes - 1)
+    query = positions(tree, lengths)
+    key = torch.where(slots < lengths[:, None], slots, query.gather(1, node))[:, None]
     if window.chunked:
-        return mask & (query // window.size == key // window.size)
-    return mask & (query - key < window.size)
+        return mask & (query[:, :, None] // window.size == key // window.size)
+    return mask & (query[:, :, None] - key < window.size)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
