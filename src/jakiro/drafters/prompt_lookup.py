@@ -1,0 +1,77 @@
+"""Prompt lookup (Saxena 2023): what followed the last n-gram before may follow it again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.errors import ConfigError
+from jakiro.target.output import TargetOutput
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+class PromptLookup(Drafter):
+    """Finds the latest earlier occurrence of the longest n-gram (``max_ngram`` down to
+    ``min_ngram`` tokens) the text ends in, and proposes what followed it as a chain."""
+
+    name = "prompt_lookup"
+
+    def __init__(self, max_ngram: int = 3, min_ngram: int = 1) -> None:
+        if not 1 <= min_ngram <= max_ngram:
+            raise ConfigError(
+                f"need 1 <= min_ngram <= max_ngram, got min_ngram={min_ngram} and "
+                f"max_ngram={max_ngram}"
+            )
+        self._sizes = range(max_ngram, min_ngram - 1, -1)
+        self._texts: list[list[int]] = []
+        # Per row and n: where each n-gram was last *followed by* something.
+        self._ends: list[dict[tuple[int, ...], int]] = []
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        self._texts.append([])
+        self._ends.append({})
+        self._append(len(self._texts) - 1, ids)
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        chains = []
+        for row, root in enumerate(request.roots.tolist()):
+            limit = min(request.depth_caps[row], request.plan.depth, request.plan.budget)
+            chains.append([root, *self._continuation(row, root, limit)])
+        size = max(map(len, chains))
+        padded = [chain + [0] * (size - len(chain)) for chain in chains]
+        valid = [[i < len(chain) for i in range(size)] for chain in chains]
+        device = request.roots.device
+        parents = torch.arange(-1, size - 1, device=device).repeat(len(chains), 1)
+        return TokenTree(
+            torch.tensor(padded, device=device), parents, torch.tensor(valid, device=device)
+        )
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        for row, (tokens, path) in enumerate(
+            zip(tree.tokens.tolist(), verdict.paths, strict=True)
+        ):
+            self._append(row, [tokens[node] for node in path])
+
+    def keep(self, rows: list[int]) -> None:
+        self._texts = [self._texts[row] for row in rows]
+        self._ends = [self._ends[row] for row in rows]
+
+    def _append(self, row: int, tokens: list[int]) -> None:
+        """Extend the text; n-grams are indexed once the token after them is known."""
+        text, ends = self._texts[row], self._ends[row]
+        for token in tokens:
+            for size in self._sizes:
+                if len(text) >= size:
+                    ends[tuple(text[-size:])] = len(text)
+            text.append(token)
+
+    def _continuation(self, row: int, root: int, limit: int) -> list[int]:
+        """At most ``limit`` tokens that followed the longest known suffix of text + root."""
+        text = [*self._texts[row], root]
+        for size in self._sizes:
+            start = self._ends[row].get(tuple(text[-size:])) if len(text) >= size else None
+            if start is not None:
+                return text[start : start + limit]
+        return []
