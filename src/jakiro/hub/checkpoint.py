@@ -1,0 +1,190 @@
+"""Draft heads on disk: ``config.json`` and ``model.safetensors`` in one directory.
+
+``config.json`` holds the sizes of the head, the fingerprint of the target it was made for, free
+notes, and a digest of the tensors that the tensor file repeats: two files of different saves do not
+load together. Everything is written beside its place first, so a full disk or a kill leaves the
+old checkpoint or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.errors import CheckpointError, ConfigError, PairMismatch
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT = 1
+
+
+def save(
+    head: DraftHead,
+    directory: Path,
+    target_fingerprint: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write ``head`` to ``directory``, tensors in ``dtype``. ``extra`` is stored as notes. Files
+    of other names in the directory stay. Raises ``CheckpointError`` when it cannot be written."""
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in head.state_dict().items()
+    }
+    digest = _digest(tensors)
+    config = {
+        "format": FORMAT,
+        "head": asdict(head.config),
+        "target": dict(target_fingerprint),
+        "weights": digest,
+        "notes": dict(extra or {}),
+    }
+    directory = Path(directory)
+    scratch: Path | None = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        save_file(tensors, scratch / WEIGHTS_FILE, metadata={"weights": digest})
+        (scratch / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            _flush(scratch / name)
+        directory.mkdir(exist_ok=True)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(scratch / name, directory / name)
+        _flush(directory)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot save a checkpoint to {directory}: {error}") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load(
+    directory: Path,
+    fingerprint: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> DraftHead:
+    """The head in ``directory``, in ``dtype``, on the CPU, ready for inference; its sizes are
+    ``head.config``. With the ``fingerprint`` of a target, a head of another target raises
+    ``PairMismatch``; anything missing, unexpected, misshapen or damaged ``CheckpointError``."""
+    directory = Path(directory)
+    config = read_config(directory)
+    if fingerprint is not None:
+        _check_target(directory, config["target"], fingerprint)
+    head = _build(directory, config["head"])
+    tensors = _read_tensors(directory, config["weights"], head.state_dict())
+    head.load_state_dict(tensors, strict=True, assign=True)
+    return head.to(dtype).eval()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of ``config.json``: ``head`` sizes, ``target`` fingerprint, ``notes`` and more.
+    Raises ``CheckpointError``."""
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint in {directory}: {CONFIG_FILE} is missing")
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not the config of a draft head of format {FORMAT}; "
+            "save the head with this version or train it again"
+        )
+    kinds = {"head": dict, "target": dict, "weights": str}
+    for name, kind in kinds.items():
+        if not isinstance(config.get(name), kind):
+            raise CheckpointError(f"{path} lacks the entry {name!r} (a {kind.__name__})")
+    return config
+
+
+def _build(directory: Path, sizes: dict[str, Any]) -> DraftHead:
+    """A head of those sizes; its random weights are about to be replaced."""
+    path = directory / CONFIG_FILE
+    known = {field.name for field in fields(HeadConfig)}
+    if unexpected := sorted(set(sizes) - known):
+        raise CheckpointError(f"{path} has unknown head settings: {', '.join(unexpected)}")
+    if missing := sorted(known - set(sizes)):
+        raise CheckpointError(f"{path} lacks head settings: {', '.join(missing)}")
+    try:
+        return DraftHead(HeadConfig(**sizes))
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_tensors(
+    directory: Path, digest: str, expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    path = directory / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint in {directory}: {WEIGHTS_FILE} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_shapes(path, shapes, expected)
+            stored = (file.metadata() or {}).get("weights")
+            if stored != digest:
+                raise CheckpointError(
+                    f"{path} and {CONFIG_FILE} come from different saves "
+                    f"({str(stored)[:12]} and {digest[:12]}); copy or save both again"
+                )
+            return {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+
+
+def _check_shapes(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor]
+) -> None:
+    if missing := sorted(set(expected) - set(shapes)):
+        raise CheckpointError(f"{path} lacks tensors: {', '.join(missing)}")
+    if unexpected := sorted(set(shapes) - set(expected)):
+        raise CheckpointError(f"{path} has unexpected tensors: {', '.join(unexpected)}")
+    for name, shape in shapes.items():
+        if shape != tuple(expected[name].shape):
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(shape)}, the config asks for "
+                f"{list(expected[name].shape)}"
+            )
+
+
+def _check_target(directory: Path, stored: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    for name in sorted({*stored, *actual}):
+        mine, theirs = stored.get(name), actual.get(name)
+        if mine != theirs:
+            raise PairMismatch(
+                f"the head in {directory} was made for another target: {name} is {mine!r} there "
+                f"and {theirs!r} in this target; use the target it was trained on, or train a "
+                "head for this one"
+            )
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of the tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to hold ``path`` (a file, or a directory's entries) before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

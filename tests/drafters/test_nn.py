@@ -1,0 +1,253 @@
+"""The draft network against the tensors of the original modules, and its algebra."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.errors import ConfigError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "jakiro"
+
+
+def golden(name: str) -> tuple[DraftHead, dict[str, Tensor]]:
+    sizes = json.loads((GOLDEN / f"{name}.json").read_text())
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
+    head = DraftHead(
+        HeadConfig(
+            method="jakiro",
+            hidden_size=hidden,
+            num_heads=heads,
+            num_kv_heads=sizes["num_key_value_heads"],
+            head_dim=hidden // heads,
+            expert_size=hidden,
+            vocab_size=sizes["vocab_size"],
+            rope_theta=sizes["rope_theta"],
+            rms_norm_eps=sizes["rms_norm_eps"],
+            fc_bias=sizes["fc_bias"],
+        )
+    )
+    weights = {
+        key.removeprefix("weights."): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("weights.") and "embed_tokens" not in key
+    }
+    head.load_state_dict(weights, strict=True)
+    return head.eval(), tensors
+
+
+def golden_inputs(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    ids = tensors["input_ids"][:, 1:]
+    embeddings = tensors["weights.embed_tokens.weight"][ids]
+    return embeddings, tensors["features"], torch.arange(ids.shape[1])[None]
+
+
+@pytest.mark.parametrize("name", ["mha", "gqa"])
+def test_both_branches_match_the_original(name: str) -> None:
+    head, tensors = golden(name)
+    with torch.no_grad():
+        out = head(*golden_inputs(tensors), contrast=True)
+    assert out.after_next is not None
+    lm_head = tensors["lm_head.weight"]
+    torch.testing.assert_close(out.next, tensors["branch1"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.after_next, tensors["branch2"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.next @ lm_head.T, tensors["logits1"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.after_next @ lm_head.T, tensors["logits2"], atol=1e-5, rtol=0)
+
+
+class AppendCache:
+    """The smallest thing the protocol allows."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        self.rows.append((keys, values))
+        every_key, every_value = zip(*self.rows, strict=True)
+        return torch.cat(every_key, 2), torch.cat(every_value, 2)
+
+
+def test_rows_fed_one_by_one_over_a_cache_equal_one_causal_forward() -> None:
+    head, tensors = golden("gqa")
+    embeddings, features, positions = golden_inputs(tensors)
+    cache = AppendCache()
+    with torch.no_grad():
+        for i in range(positions.shape[1]):
+            row = slice(i, i + 1)
+            mask = torch.zeros(1, 1, 1, i + 1)
+            out = head(embeddings[:, row], features[:, row], positions[:, row], mask, cache, True)
+            torch.testing.assert_close(out.next[:, 0], tensors["branch1"][:, i])
+            torch.testing.assert_close(out.after_next[:, 0], tensors["branch2"][:, i])
+
+
+def test_a_forward_over_history_needs_a_mask() -> None:
+    head, tensors = golden("gqa")
+    embeddings, features, positions = golden_inputs(tensors)
+    cache = AppendCache()
+    head(embeddings, features, positions, None, cache)
+    with pytest.raises(ValueError, match="need a mask"):
+        head(embeddings, features, positions, None, cache)
+
+
+def test_padding_in_a_batch_changes_nothing() -> None:
+    head, tensors = golden("mha")
+    embeddings, features, positions = golden_inputs(tensors)
+    length, padding, garbage = positions.shape[1], 4, 50.0
+    alone = head(embeddings, features, positions, contrast=True)
+
+    def pad(tensor: Tensor, side: str) -> Tensor:
+        filler = torch.full((1, padding, *tensor.shape[2:]), garbage).to(tensor.dtype)
+        return torch.cat([filler, tensor] if side == "left" else [tensor, filler], 1)
+
+    left, right = ([pad(t, side) for t in (embeddings, features)] for side in ("left", "right"))
+    batch = [torch.cat(pair) for pair in zip(left, right, strict=True)]
+    total = length + padding
+    attend = torch.ones(total, total, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+    attend[0, :, padding:, :padding] = False
+    mask = torch.zeros(attend.shape).masked_fill(~attend, float("-inf"))
+    places = torch.stack([(torch.arange(total) - padding).clamp_min(0), torch.arange(total)])
+    out = head(*batch, places, mask, contrast=True)
+    for whole, part in zip(out, alone, strict=True):
+        torch.testing.assert_close(whole[0, padding:], part[0])
+        torch.testing.assert_close(whole[1, :length], part[0])
+
+
+def twin_heads() -> tuple[DraftHead, DraftHead, tuple[Tensor, Tensor, Tensor]]:
+    """A two-expert head whose experts are equal, and the one-expert head with that expert."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    one, two = (
+        DraftHead(HeadConfig(method, **sizes, expert_size=24, vocab_size=11)).double()
+        for method in ("eagle2", "jakiro")
+    )
+    shared = dict(one.state_dict())
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        weight = shared.pop(f"layers.0.mlp.{name}.weight")
+        for expert in range(2):
+            shared[f"layers.0.mlp_moe.experts.{expert}.{name}.weight"] = weight
+    shared["layers.0.mlp_moe.gate.weight"] = torch.randn(4, 16, dtype=torch.float64)
+    two.load_state_dict(shared, strict=True)
+    inputs = torch.randn(2, 2, 5, 16, dtype=torch.float64)
+    return one, two, (inputs[0], inputs[1], torch.arange(5).expand(2, 5))
+
+
+def test_equal_experts_are_one_expert() -> None:
+    one, two, inputs = twin_heads()
+    torch.testing.assert_close(two(*inputs).next, one(*inputs).next)
+    assert one(*inputs).after_next is None
+
+
+def gate(head: DraftHead) -> Tensor:
+    return head.get_parameter("layers.0.mlp_moe.gate.weight").data
+
+
+def test_a_gate_that_is_sure_leaves_one_expert() -> None:
+    one, two, inputs = twin_heads()
+    other = two.get_parameter("layers.0.mlp_moe.experts.1.down_proj.weight")
+    other.data = torch.randn_like(other)
+    alone = [one(*inputs).next]
+    one.get_parameter("layers.0.mlp.down_proj.weight").data = other.data
+    alone.append(one(*inputs).next)
+    # Without a bias in the gate, the sign of a projection decides which expert a row gets.
+    sure = 1e4 * torch.randn(16, dtype=torch.float64)
+    chosen = []
+    for sign in (1.0, -1.0):
+        gate(two)[0], gate(two)[1] = sign * sure, -sign * sure
+        out = two(*inputs).next
+        chosen.append(torch.stack([torch.isclose(out, each).all(-1) for each in alone]))
+    assert (chosen[0].sum(0) == 1).all()
+    assert torch.equal(chosen[0], chosen[1].flip(0))
+
+
+def test_the_difference_of_equal_halves_is_the_residual_alone() -> None:
+    _, two, inputs = twin_heads()
+    gate(two)[2:] = 0.0
+    zeroed = {name: tensor.clone() for name, tensor in two.state_dict().items()}
+    for expert in range(2):
+        zeroed[f"layers.0.mlp_moe.experts.{expert}.down_proj.weight"].zero_()
+    residual = DraftHead(two.config).double()
+    residual.load_state_dict(zeroed)
+    torch.testing.assert_close(two(*inputs, contrast=True).after_next, residual(*inputs).next)
+
+
+def test_the_larger_gate_decides_the_sign_and_a_tie_is_minus() -> None:
+    _, two, inputs = twin_heads()
+    second = two.get_parameter("layers.0.mlp_moe.experts.1.down_proj.weight")
+    second.data.zero_()
+    plus = two(*inputs, contrast=True)
+    rows = gate(two)[2:].clone()
+    zero = DraftHead(two.config).double()
+    zero.load_state_dict(two.state_dict())
+    zero.get_parameter("layers.0.mlp_moe.experts.0.down_proj.weight").data.zero_()
+    residual = zero(*inputs).next
+    gate(two)[2:] = 0.0
+    tie = two(*inputs, contrast=True).after_next
+    gate(two)[:2] = 0.0
+    half = two(*inputs).next - residual
+    torch.testing.assert_close(tie, residual - half)
+
+    gate(two)[2:] = rows
+    signs = torch.sign(((plus.after_next - residual) * half).sum(-1))
+    gate(two)[2], gate(two)[3] = rows[1].clone(), rows[0].clone()
+    swapped = two(*inputs, contrast=True).after_next
+    assert torch.equal(torch.sign(((swapped - residual) * half).sum(-1)), -signs)
+    assert set(signs.flatten().tolist()) == {1.0, -1.0}
+
+
+PUBLISHED = [
+    # hidden, heads, kv heads, fc bias, parameters with two experts of width hidden
+    (4096, 32, 32, True, 201_351_168),
+    (5120, 40, 40, True, 314_603_520),
+    (6656, 52, 52, True, 531_667_968),
+    (4096, 32, 8, False, 176_181_248),
+    (8192, 64, 8, True, 687_915_008),
+]
+
+
+@pytest.mark.parametrize(("hidden", "heads", "kv_heads", "bias", "expected"), PUBLISHED)
+def test_parameter_counts_are_the_published_ones(
+    hidden: int, heads: int, kv_heads: int, bias: bool, expected: int
+) -> None:
+    config = HeadConfig("jakiro", hidden, heads, kv_heads, 128, hidden, 32000, fc_bias=bias)
+    with torch.device("meta"):
+        head = DraftHead(config)
+    assert sum(parameter.numel() for parameter in head.parameters()) == expected
+
+
+def test_bfloat16_keeps_the_rotary_frequencies() -> None:
+    head, tensors = golden("gqa")
+    embeddings, features, positions = golden_inputs(tensors)
+    far = positions + 100_000
+    wide = head(embeddings, features, far).next
+    narrow = head.to(torch.bfloat16)(embeddings.bfloat16(), features.bfloat16(), far).next
+    error = (narrow.float() - wide).norm() / wide.norm()
+    assert error < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "medusa"}, "eagle2, jakiro"),
+        ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
+        ({"head_dim": 5}, "even"),
+        ({"expert_size": 0}, "expert_size must be at least 1"),
+    ],
+)
+def test_impossible_sizes_are_named(change: dict[str, object], message: str) -> None:
+    sizes = {"hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    arguments = {"method": "jakiro", **sizes, "expert_size": 8, "vocab_size": 7, **change}
+    with pytest.raises(ConfigError, match=message):
+        HeadConfig(**arguments)  # type: ignore[arg-type]
+
+
+def test_one_expert_has_no_second_branch() -> None:
+    one, _, inputs = twin_heads()
+    with pytest.raises(ConfigError, match="no second branch"):
+        one(*inputs, contrast=True)
