@@ -1,0 +1,117 @@
+"""From the processed logits of nodes to choices, distributions and draft scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jakiro.sampling.noise import gumbel, position_keys
+from jakiro.sampling.rows import Index, Settings
+from jakiro.sampling.shortlist import Kept, dense, kept
+
+
+class LevelNoise:
+    """Noise of the whole vocabulary for g rows, by level: all nodes of one depth share it.
+
+    Grows on demand, so what a drafter has looked at is not computed again for the target.
+    """
+
+    def __init__(self, keys: Tensor, lengths: Tensor, vocab_size: int) -> None:
+        self._keys, self._lengths = keys, lengths
+        self._noise = torch.zeros(len(keys), 0, vocab_size, dtype=torch.float64, device=keys.device)
+
+    def upto(self, num_levels: int) -> Tensor:
+        """[g, L, V] float64, L >= ``num_levels``: of the tokens chosen at depths 0, 1, ..."""
+        have, vocab_size = self._noise.shape[1:]
+        if have < num_levels:
+            depths = torch.arange(have, num_levels, device=self._keys.device)
+            keys = position_keys(self._keys[:, None], self._lengths[:, None] + depths)
+            self._noise = torch.cat([self._noise, gumbel(keys, vocab_size)], 1)
+        return self._noise
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """The nodes of b rows, all stages before the temperature done."""
+
+    logits: Tensor
+    """[b, N, V]."""
+    depth: Tensor
+    """[b, N] int64."""
+    settings: Settings
+    keys: Tensor
+    """[b] int64: the noise keys of the requests."""
+    lengths: Tensor
+    """[b] int64: absolute position of the token chosen at depth 0."""
+    levels: LevelNoise | None
+    """Noise of the free rows, if there are any."""
+
+    def choice(self) -> Tensor:
+        """[b, N] int64: the argmax of processed logits plus noise."""
+        settings, choice = self.settings, torch.empty_like(self.depth)
+        if settings.greedy is not None:
+            choice[settings.greedy] = self.logits[settings.greedy].argmax(-1)
+        if settings.free is not None:
+            choice[settings.free] = self._free_noisy(settings.free).argmax(-1)
+        if settings.filtered is not None:
+            flat = torch.empty_like(self.depth[settings.filtered]).flatten()
+            for part, noisy in self._kept_noisy(settings.filtered):
+                best = noisy.masked_fill(~part.keep, -torch.inf).argmax(-1, keepdim=True)
+                flat[part.nodes] = part.ids.gather(1, best)[:, 0]
+            choice[settings.filtered] = flat.view(-1, self.depth.shape[1])
+        return choice
+
+    def probs(self) -> Tensor:
+        """[b, N, V]: the processed distribution, one-hot for greedy rows."""
+        settings, probs = self.settings, torch.zeros_like(self.logits)
+        if settings.greedy is not None:
+            best = self.logits[settings.greedy].argmax(-1, keepdim=True)
+            probs[settings.greedy] = probs[settings.greedy].scatter(-1, best, 1.0)
+        if settings.free is not None:
+            probs[settings.free] = self._warped(settings.free).softmax(-1)
+        if settings.filtered is not None:
+            warped = self._warped(settings.filtered)
+            parts = self._kept(warped)
+            flat = dense(parts, [part.logits for part in parts], warped.shape[-1])
+            probs[settings.filtered] = flat.view_as(warped).softmax(-1)
+        return probs
+
+    def scores(self) -> Tensor:
+        """[b, N, V] float32: log softmax of (logits + T G) within what the filters keep."""
+        settings, scores = self.settings, torch.empty_like(self.logits, dtype=torch.float32)
+        if settings.greedy is not None:
+            scores[settings.greedy] = self.logits[settings.greedy].float()
+        if settings.free is not None:
+            rows = settings.free
+            scores[rows] = (settings.temperature[rows] * self._free_noisy(rows)).float()
+        if settings.filtered is not None:
+            rows = settings.filtered
+            parts, noisy = zip(*self._kept_noisy(rows), strict=True)
+            flat = dense(list(parts), list(noisy), self.logits.shape[-1])
+            noisy_rows = flat.view_as(self.logits[rows])
+            scores[rows] = (settings.temperature[rows] * noisy_rows).float()
+        return scores.log_softmax(-1)
+
+    def _warped(self, rows: Index) -> Tensor:
+        """[g, N, V]: the logits of ``rows`` over their temperature, in the same precision."""
+        return self.logits[rows] / self.settings.temperature[rows].to(self.logits.dtype)
+
+    def _free_noisy(self, rows: Index) -> Tensor:
+        """[g, N, V] float64: tempered logits of unfiltered rows plus noise."""
+        assert self.levels is not None
+        depth = self.depth[rows]
+        noise = self.levels.upto(int(depth.max()) + 1)
+        first = torch.arange(depth.shape[0], device=depth.device)[:, None]
+        return self._warped(rows) + noise[first, depth]
+
+    def _kept(self, warped: Tensor) -> list[Kept]:
+        return kept(warped.flatten(0, 1), self.settings.filters(warped.shape[1]))
+
+    def _kept_noisy(self, rows: Index) -> list[tuple[Kept, Tensor]]:
+        """The candidates of filtered rows, and their tempered logits plus noise [Y, M]."""
+        positions = self.lengths[rows, None] + self.depth[rows]
+        keys = position_keys(self.keys[rows, None], positions).flatten()
+        parts = self._kept(self._warped(rows))
+        return [(part, part.logits + gumbel(keys[part.nodes], part.ids)) for part in parts]

@@ -1,0 +1,104 @@
+"""What one request may ask of the sampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jakiro.errors import ConfigError
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
+"""Outside of these, float32 logits divided by the temperature lose their order or overflow."""
+
+_SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are chosen. Field names and meanings are those of
+    ``transformers.GenerationConfig``; the two OpenAI penalties count generated tokens only.
+
+    Raises:
+        ConfigError: a value is outside its range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    top_k: int = 0
+    """0 is off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    """None: the engine draws one and reports it."""
+    min_new_tokens: int = 0
+    logprobs: int | None = None
+    """How many alternatives to report per token; None reports nothing."""
+
+    def __post_init__(self) -> None:
+        _check_int("max_new_tokens", self.max_new_tokens, 1)
+        _check_int("top_k", self.top_k, 0)
+        _check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0, _SEED_LIMIT - 1)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0)
+        _check_float("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ConfigError(
+                f"temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, "
+                f"got {self.temperature}"
+            )
+        _check_float("top_p", self.top_p, 0.0, 1.0)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
+        if self.repetition_penalty == 0:
+            raise ConfigError("repetition_penalty must be above 0 (1 is off), got 0")
+        _check_float("presence_penalty", self.presence_penalty, -math.inf, math.inf)
+        _check_float("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
+        self._normalise()
+
+    def _normalise(self) -> None:
+        """Bring the collections to their declared types and check what is in them."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"stop takes non-empty strings, got {text!r}")
+        stop_token_ids = tuple(self.stop_token_ids)
+        for token in stop_token_ids:
+            _check_int("stop_token_ids", token, 0)
+        bias = dict(self.logit_bias)
+        for token, value in bias.items():
+            _check_int("logit_bias keys", token, 0)
+            _check_float(f"logit_bias[{token}]", value, -math.inf, math.inf)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", stop_token_ids)
+        object.__setattr__(self, "logit_bias", bias)
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    allowed = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or value < low or (high is not None and value > high):  # type: ignore[operator]
+        raise ConfigError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _check_float(name: str, value: object, low: float, high: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:  # type: ignore
+        allowed = "finite" if math.isinf(low) else f"finite and at least {low}"
+        if math.isfinite(high):
+            allowed = f"in {low}..{high}"
+        raise ConfigError(f"{name} must be a number, {allowed}, got {value!r}")

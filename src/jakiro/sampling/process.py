@@ -1,0 +1,200 @@
+"""The one door from logits to a choice.
+
+Each node of a tree is processed with its own path, in this order: logit bias, repetition penalty,
+presence and frequency penalty, ``min_new_tokens``, extra processors, temperature, top-k, top-p,
+min-p. The choice is the argmax of the result plus the noise of the chosen token's position, so it
+depends on the request and its text only, never on what was drafted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from jakiro.errors import ConfigError
+from jakiro.sampling.nodes import LevelNoise, Nodes
+from jakiro.sampling.noise import request_keys
+from jakiro.sampling.params import SamplingParams
+from jakiro.sampling.rows import Row, Settings
+from jakiro.sampling.stages import apply_processors, path_counts, penalise
+from jakiro.tree.token_tree import TokenTree
+from jakiro.typing import LogitsProcessor
+
+
+@dataclass(frozen=True, eq=False)
+class NodeView:
+    """What a rule may know of the target at each node of a tree."""
+
+    choice: Tensor
+    """[B, N] int64: the token the target emits after each node."""
+    failed: Tensor
+    """[B] bool: rows whose logits have no finite maximum at some valid node (NaN, say); their
+    choices mean nothing."""
+    distribution: Callable[[], Tensor]
+    """Computes ``probs``."""
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """[B, N, V]: the processed distribution, one-hot for greedy rows."""
+        return self.distribution()
+
+
+class Sampler:
+    """The sampling state of all rows of a batch: settings, texts so far and noise keys.
+
+    A row's text includes the root of the next tree. At prefill that is the last prompt token, and
+    the tree is the root alone.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._rows: list[Row] = []
+        self._settings = Settings.of([], vocab_size, device)
+        self._keys = torch.zeros(0, dtype=torch.int64, device=device)
+        self._lengths = torch.zeros(0, dtype=torch.int64, device=device)
+        # What the penalties look at: which tokens occur at all, and how often among the generated.
+        self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+        self._counts = torch.zeros(0, vocab_size, device=device)
+        self._levels: LevelNoise | None = None
+
+    def admit(
+        self,
+        params: SamplingParams,
+        prompt: list[int],
+        *,
+        seed: int,
+        eos_ids: tuple[int, ...],
+        choice_index: int = 0,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> None:
+        """Append a row. ``seed`` is the one to use, whatever ``params`` says; ``eos_ids`` are
+        banned, like ``params.stop_token_ids``, until ``min_new_tokens`` are out.
+
+        Raises:
+            ConfigError: ``logit_bias`` names a token outside the vocabulary.
+        """
+        for token in params.logit_bias:
+            if token >= self._vocab_size:
+                raise ConfigError(
+                    f"logit_bias names token {token}, but the target chooses among "
+                    f"{self._vocab_size} tokens; allowed ids are 0..{self._vocab_size - 1}"
+                )
+        stop_ids = tuple({*eos_ids, *params.stop_token_ids})
+        row = Row(params, list(prompt), len(prompt), stop_ids, tuple(processors))
+        self._rows.append(row)
+        words = torch.tensor([[seed], [choice_index], [len(prompt)]], device=self._device)
+        self._keys = torch.cat([self._keys, request_keys(words[0], words[1])])
+        self._lengths = torch.cat([self._lengths, words[2]])
+        self._seen = torch.cat([self._seen, self._seen.new_zeros(1, self._vocab_size)])
+        self._counts = torch.cat([self._counts, self._counts.new_zeros(1, self._vocab_size)])
+        if row.is_penalised:
+            self._seen[-1, self._known(prompt)] = True
+        self._refresh()
+
+    def extend(self, row: int, tokens: list[int]) -> None:
+        """Append emitted ``tokens`` to the text of ``row``; the last one is the next root."""
+        self._rows[row].history.extend(tokens)
+        self._lengths[row] += len(tokens)
+        if self._rows[row].is_penalised:
+            ids = self._known(tokens)
+            self._seen[row, ids] = True
+            self._counts[row].index_add_(0, ids, self._counts.new_ones(len(ids)))
+        self._levels = None
+
+    def keep(self, rows: list[int]) -> None:
+        """Keep only ``rows``, in that order."""
+        self._rows = [self._rows[row] for row in rows]
+        index = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        self._keys, self._lengths = self._keys[index], self._lengths[index]
+        self._seen, self._counts = self._seen[index], self._counts[index]
+        self._refresh()
+
+    def view(self, tree: TokenTree, logits: Tensor, rows: slice | None = None) -> NodeView:
+        """The target's choices at the nodes of ``tree`` [B, N], from its raw ``logits`` [B, N, V]
+        (left as they are). ``rows``: tree and logits are of these rows only."""
+        part = slice(None) if rows is None else rows
+        settings = self._settings if rows is None else self._settings_of(part)
+        processed = self._process(tree, logits, part, settings)
+        nodes = self._nodes(processed, tree.depth, part, settings)
+        if processed is logits and isinstance(settings.greedy, slice):
+            best, choice = logits.max(-1)
+        else:
+            best, choice = logits.amax(-1), nodes.choice()
+        failed = (tree.valid & ~best.isfinite()).any(-1)
+        return NodeView(choice, failed, nodes.probs)
+
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        """Log scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits
+        [B, K, V]: the ``DraftNoise`` protocol of drafters.
+
+        A drafter whose logits are the target's scores the target's own choice best. Penalties and
+        extra processors, which depend on the path, are left out.
+        """
+        everyone = slice(None)
+        levels = torch.full(logits.shape[:2], depth - 1, device=self._device)
+        processed = self._biased(_widened(logits), self._settings)
+        processed = self._unstopped(processed, levels, everyone, self._settings)
+        return self._nodes(processed, levels, everyone, self._settings).scores()
+
+    def _process(self, tree: TokenTree, logits: Tensor, part: slice, settings: Settings) -> Tensor:
+        """All stages before the temperature; ``logits`` itself where there are none."""
+        rows = self._rows[part]
+        if not isinstance(settings.greedy, slice):
+            logits = _widened(logits)
+        logits = self._biased(logits, settings)
+        if settings.penalties is not None:
+            on_path = path_counts(tree, logits.shape[-1])
+            seen, counts = self._seen[part], self._counts[part]
+            logits = penalise(_widened(logits), on_path, seen, counts, settings.penalties)
+        logits = self._unstopped(logits, tree.depth, part, settings)
+        if any(row.processors for row in rows):
+            logits = apply_processors(_widened(logits), tree, rows)
+        return logits
+
+    def _biased(self, logits: Tensor, settings: Settings) -> Tensor:
+        if settings.bias is None:
+            return logits
+        logits = _widened(logits)
+        return logits + settings.bias.to(logits.dtype)
+
+    def _unstopped(self, logits: Tensor, depth: Tensor, part: slice, settings: Settings) -> Tensor:
+        """Ban what would end a row before its ``min_new_tokens``, node by node."""
+        early = (row.num_generated < row.params.min_new_tokens for row in self._rows[part])
+        if settings.banned is None or not any(early):
+            return logits
+        is_early = self._lengths[part, None] + depth < settings.min_lengths
+        return logits.masked_fill(settings.banned & is_early[:, :, None], -torch.inf)
+
+    def _nodes(self, logits: Tensor, depth: Tensor, part: slice, settings: Settings) -> Nodes:
+        keys, lengths = self._keys[part], self._lengths[part]
+        levels = None
+        if settings.free is not None:
+            levels = self._levels if settings is self._settings else None
+            if levels is None:
+                levels = LevelNoise(keys[settings.free], lengths[settings.free], self._vocab_size)
+            if settings is self._settings:
+                self._levels = levels
+        return Nodes(logits, depth, settings, keys, lengths, levels)
+
+    def _settings_of(self, part: slice) -> Settings:
+        return Settings.of(self._rows[part], self._vocab_size, self._device)
+
+    def _refresh(self) -> None:
+        """Rows came or went."""
+        self._settings = self._settings_of(slice(None))
+        self._levels = None
+
+    def _known(self, tokens: list[int]) -> Tensor:
+        """The ids that the target can choose; an embedding may know more of them."""
+        known = [token for token in tokens if token < self._vocab_size]
+        return torch.tensor(known, dtype=torch.int64, device=self._device)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """In the precision of all later stages: float64 stays, anything else becomes float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
