@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -41,8 +41,10 @@ class DraftRequest:
 class Drafter(ABC):
     """Proposes trees. Rows are numbered as in the batch; ``keep`` renumbers them."""
 
-    name: ClassVar[str]
+    name: str
     needs: FeatureSpec = NO_FEATURES
+    plan: TreePlan = TreePlan()
+    """The tree it grows unless the user asks for another."""
     module_ms: float = 0.0
     """Wall time spent inside the drafter's own network, for the engine's statistics."""
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.errors import ConfigError
 from jakiro.target.output import TargetOutput
+from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
@@ -17,6 +18,7 @@ class PromptLookup(Drafter):
     ``min_ngram`` tokens) the text ends in, and proposes what followed it as a chain."""
 
     name = "prompt_lookup"
+    plan = TreePlan.chain(10)
 
     def __init__(self, max_ngram: int = 3, min_ngram: int = 1) -> None:
         if not 1 <= min_ngram <= max_ngram:

@@ -1,0 +1,147 @@
+"""Wiring: the only place where target, drafter, rule and tokenizer meet."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from jakiro.drafters import registry
+from jakiro.drafters.base import Drafter
+from jakiro.drafters.feature import FeatureDrafter
+from jakiro.engine.engine import Engine, PromptTokenizer
+from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
+from jakiro.hub import checkpoint
+from jakiro.target.target import Target
+from jakiro.tree.shapes import TreePlan
+from jakiro.verify import find as find_rule
+
+BUNDLED_TARGET = "pico"
+
+
+class _DeterministicScores:
+    """Draft scores that ignore the noise: plain top-k trees at every temperature."""
+
+    def scores(self, logits: Tensor, depth: int) -> Tensor:
+        return logits.float().log_softmax(-1)
+
+
+def load(
+    target: str | Path | PreTrainedModel = BUNDLED_TARGET,
+    drafter: str | Path | Drafter | None = None,
+    *,
+    tokenizer: PromptTokenizer | None = None,
+    tree: TreePlan | str | None = None,
+    rule: str = "match",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    max_batch_size: int = 8,
+    noise_aware: bool = True,
+) -> Engine:
+    """An engine for ``target`` and ``drafter``.
+
+    Args:
+        target: ``"pico"`` (the bundled model), a directory, a hub name, or a loaded model.
+        drafter: a registered name, a checkpoint directory, or a drafter. Trained drafters by name
+            are the bundled ones and need the bundled target. None: the bundled Jakiro head for
+            the bundled target, prompt lookup for any other.
+        tokenizer: needed for text prompts where ``target`` is a loaded model.
+        tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``.
+        dtype: computing type of target and drafter; default: float32 for the bundled target,
+            what the checkpoint says for others.
+        device, device_map: where the target goes; a map needs ``accelerate``.
+        noise_aware: let drafts at T > 0 lean to where the sampling noise points (the text is the
+            same either way).
+
+    Raises:
+        UnknownName, ConfigError, TargetRefused, PairMismatch, CheckpointError.
+    """
+    if device is not None and device_map is not None:
+        raise ConfigError("give device or device_map, not both")
+    is_bundled = isinstance(target, str) and target == BUNDLED_TARGET
+    location = _bundled(BUNDLED_TARGET) if is_bundled else target
+    if isinstance(location, PreTrainedModel):
+        model = location
+    else:
+        wanted = _dtype(dtype, torch.float32 if is_bundled else "auto")
+        model = _load_model(location, wanted, device, device_map)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(location)
+    wrapped = Target(model)
+    chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
+    return Engine(
+        wrapped,
+        chosen if isinstance(chosen, Drafter) else _load_drafter(chosen, wrapped, is_bundled),
+        find_rule(rule),
+        plan=TreePlan.parse(tree) if isinstance(tree, str) else tree,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids(model, tokenizer),
+        max_batch_size=max_batch_size,
+        noise=None if noise_aware else _DeterministicScores(),
+    )
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: Any = None) -> tuple[int, ...]:
+    """The end tokens: of the generation config, else of the config, else of the tokenizer."""
+    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
+    return ()
+
+
+def _bundled(name: str) -> Path:
+    """Directory of a model inside the package."""
+    return Path(str(files("jakiro") / "models" / name))
+
+
+def _dtype(given: str | torch.dtype | None, default: str | torch.dtype) -> str | torch.dtype:
+    if not isinstance(given, str):
+        return default if given is None else given
+    found = getattr(torch, given, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"unknown dtype {given!r}; use float32, bfloat16, float16 or float64")
+    return found
+
+
+def _load_model(
+    location: str | Path, dtype: str | torch.dtype, device: Any, device_map: Any
+) -> PreTrainedModel:
+    """A causal LM in evaluation mode from a directory or the hub."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, device_map=device_map)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot load a causal language model from {str(location)!r}: {error}. Give a "
+            f"directory with config.json and weights, a hub name, or {BUNDLED_TARGET!r}"
+        ) from error
+    return model if device is None else model.to(device)
+
+
+def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Drafter:
+    """A drafter by registered name or from a checkpoint directory."""
+    name = str(chosen)
+    if Path(chosen).is_dir():
+        return _head(Path(chosen), target)
+    try:
+        entry = registry.find(name)
+    except UnknownName as error:
+        raise UnknownName("drafter", name, [*registry.names(), "a directory"]) from error
+    if not entry.is_trained:
+        drafter: Drafter = entry.load()()
+        return drafter
+    if not is_bundled:
+        raise PairMismatch(
+            f"the bundled {name!r} head was trained for the bundled target {BUNDLED_TARGET!r}; "
+            f"train one for yours (jakiro train --method {name} --target ...) and give its directory"
+        )
+    return _head(_bundled(f"{BUNDLED_TARGET}-{name}"), target)
+
+
+def _head(directory: Path, target: Target) -> Drafter:
+    head = checkpoint.load(directory, target.fingerprint())
+    return FeatureDrafter(head.to(device=target.device, dtype=target.dtype), target)

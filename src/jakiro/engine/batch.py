@@ -1,0 +1,125 @@
+"""The rows that are decoded together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jakiro.drafters.base import Drafter, DraftNoise, DraftRequest
+from jakiro.engine.request import Request, TokenLogprobs
+from jakiro.engine.stats import Stats
+from jakiro.sampling.process import NodeView, Sampler
+from jakiro.target.output import TargetOutput
+from jakiro.target.target import Target
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+class Batch:
+    """Requests in flight with their cache and sampling state; row i is the same everywhere."""
+
+    def __init__(self, target: Target, plan: TreePlan, noise: DraftNoise | None = None) -> None:
+        self.cache = target.new_cache()
+        self.sampler = Sampler(target.vocab_size, target.device)
+        self.rows: list[Request] = []
+        self._plan = plan
+        self._noise = noise or self.sampler
+        self._device = target.device
+
+    def admit(self, request: Request, target: Target, drafter: Drafter) -> None:
+        """Prefill one request; it emits its first token and becomes the last row."""
+        row = self.cache.admit()
+        needed = len(request.prompt_ids) + request.num_wanted + self._plan.budget
+        self.cache.reserve(row + 1, needed)
+        out = target.prefill(request.prompt_ids, self.cache, row, drafter.needs)
+        self.sampler.admit(
+            request.params,
+            request.prompt_ids,
+            seed=request.seed,
+            eos_ids=tuple(request.end_ids),
+            choice_index=request.choice_index,
+            processors=request.processors,
+        )
+        features = None if out.features is None else out.features[0]
+        drafter.begin(request.prompt_ids, features)
+        self.rows.append(request)
+        tree = TokenTree.root_only(torch.tensor(request.prompt_ids[-1:], device=self._device))
+        nodes = self.sampler.view(tree, out.logits, slice(row, row + 1))
+        request.stats.num_prefills = 1
+        self._take(row, nodes.choice[0].tolist(), out.logits[0], bool(nodes.failed[0]))
+
+    def request(self) -> DraftRequest:
+        """What the drafter may know. A cycle emits one token more than it accepts, so the deepest
+        useful node is one less than the tokens still wanted."""
+        roots = torch.tensor([row.token_ids[-1] for row in self.rows], device=self._device)
+        caps = [row.num_left - 1 for row in self.rows]
+        return DraftRequest(roots, self.cache.lengths, caps, self._plan, self._noise)
+
+    def emit(
+        self, tree: TokenTree, nodes: NodeView, verdict: Verdict, out: TargetOutput
+    ) -> list[int]:
+        """Hand every row its accepted tokens and its bonus; returns tokens emitted per row."""
+        tokens, failed = tree.tokens.tolist(), nodes.failed.tolist()
+        deepest = (tree.depth * tree.valid).amax(-1).tolist()
+        emitted = []
+        for row, (request, path) in enumerate(zip(self.rows, verdict.paths, strict=True)):
+            request.stats.num_forwards += 1
+            request.stats.count_path(len(path) - 1, deepest[row])
+            new = [tokens[row][node] for node in path[1:]] + [verdict.bonuses[row]]
+            logits = out.logits[row, verdict.path[row, : len(path)]]
+            emitted.append(self._take(row, new, logits, failed[row]))
+        return emitted
+
+    def leave(self, drafter: Drafter) -> list[Request]:
+        """Remove the finished rows everywhere; returns them."""
+        done = [request for request in self.rows if request.finish_reason is not None]
+        if done:
+            stay = [i for i, request in enumerate(self.rows) if request.finish_reason is None]
+            self.cache.keep(stay)
+            self.sampler.keep(stay)
+            drafter.keep(stay)
+            self.rows = [self.rows[i] for i in stay]
+        return done
+
+    def _take(self, row: int, tokens: list[int], logits: Tensor, failed: bool) -> int:
+        """Give ``tokens``, chosen from raw ``logits`` [len(tokens), V], to a row."""
+        request = self.rows[row]
+        if failed:
+            request.finish("error", "the target returned NaN logits for this request")
+            return 0
+        taken = request.take(tokens)
+        self.sampler.extend(row, taken)
+        request.stats.num_emitted += len(taken)
+        if request.params.logprobs is not None:
+            request.logprobs += _logprobs(logits, taken, request.params.logprobs)
+        return len(taken)
+
+
+def _logprobs(logits: Tensor, tokens: list[int], num_top: int) -> list[TokenLogprobs]:
+    """Raw log-probabilities of ``tokens`` under ``logits`` [at least len(tokens), V]."""
+    table = logits[: len(tokens)].double().log_softmax(-1)
+    best = table.topk(num_top, dim=-1) if num_top else None
+    return [
+        TokenLogprobs(
+            token,
+            float(table[i, token]),
+            {} if best is None else dict(
+                zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
+            ),
+        )
+        for i, token in enumerate(tokens)
+    ]
+
+
+def count_run(total: Stats, done: Request) -> None:
+    """Add a finished request's counts to the engine's total (its times are added per cycle)."""
+    total.num_prefills += done.stats.num_prefills
+    total.num_forwards += done.stats.num_forwards
+    total.num_emitted += done.stats.num_emitted
+    missing = len(done.stats.offered_by_depth) - len(total.offered_by_depth)
+    total.offered_by_depth += [0] * missing
+    total.accepted_by_depth += [0] * missing
+    for depth, offered in enumerate(done.stats.offered_by_depth):
+        total.offered_by_depth[depth] += offered
+        total.accepted_by_depth[depth] += done.stats.accepted_by_depth[depth]

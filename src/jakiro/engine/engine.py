@@ -1,0 +1,220 @@
+"""The engine: requests in, completions out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from jakiro.drafters.base import Drafter, DraftNoise
+from jakiro.engine.batch import Batch, count_run
+from jakiro.engine.request import Completion, Request
+from jakiro.engine.stats import Stats
+from jakiro.engine.step import step
+from jakiro.errors import ConfigError, PromptError, RowFailed
+from jakiro.sampling.params import SamplingParams
+from jakiro.target.target import Target
+from jakiro.tree.shapes import TreePlan
+from jakiro.typing import LogitsProcessor
+from jakiro.verify import Rule
+
+Message = dict[str, str]
+Prompt = str | list[int] | list[Message]
+"""Text, token ids, or a conversation for the tokenizer's chat template."""
+
+
+class PromptTokenizer(Protocol):
+    """What the engine asks of a tokenizer: the two methods of ``transformers`` tokenizers."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+    def __call__(self, text: str) -> Any: ...
+
+    def apply_chat_template(self, conversation: list[Message], **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer; ``completion`` comes with the last one."""
+
+    text: str
+    token_ids: list[int]
+    completion: Completion | None = None
+
+
+class Engine:
+    """A target, a drafter and a rule, with the requests they work on.
+
+    ``generate`` and ``stream`` are loops over ``submit`` and ``step``; several streams may be read
+    in turn, they share the batch.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        rule: Rule,
+        *,
+        plan: TreePlan | None = None,
+        tokenizer: PromptTokenizer | None = None,
+        eos_ids: Sequence[int] = (),
+        max_batch_size: int = 8,
+        noise: DraftNoise | None = None,
+    ) -> None:
+        if max_batch_size < 1:
+            raise ConfigError(f"max_batch_size must be at least 1, got {max_batch_size}")
+        self.target = target
+        self.drafter = drafter
+        self.rule = rule
+        self.plan = plan or drafter.plan
+        self.tokenizer = tokenizer
+        self.stats = Stats()
+        self._eos_ids = frozenset(eos_ids)
+        self._max_batch_size = max_batch_size
+        self._batch = Batch(target, self.plan, noise)
+        self._waiting: deque[Request] = deque()
+
+    # -- whole answers ------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> list[Completion]:
+        """Answer all ``prompts``, in their order. A failed request comes back with
+        ``finish_reason == "error"``; the others are not disturbed."""
+        if isinstance(prompts, str):
+            raise ConfigError("prompts is a list; for one prompt write generate([prompt])")
+        each = self._params_for(prompts, params)
+        requests = [
+            self._request(prompt, own, processors)
+            for prompt, own in zip(prompts, each, strict=True)
+        ]
+        self._waiting.extend(requests)
+        try:
+            while any(request.finish_reason is None for request in requests):
+                self.step()
+        finally:
+            for request in requests:
+                request.cancel()
+        return [request.completion() for request in requests]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> Iterator[Chunk]:
+        """Answer one prompt piece by piece. Closing the iterator cancels the request."""
+        request = self.submit(prompt, params or SamplingParams(), processors=processors)
+        try:
+            num_tokens = num_chars = 0
+            while request.finish_reason is None:
+                self.step()
+                text = request.detokenizer
+                safe = 0 if text is None else text.num_safe
+                if request.finish_reason is not None and text is not None:
+                    safe = len(text.text)
+                piece = "" if text is None else text.text[num_chars:safe]
+                num_chars = max(safe, num_chars)
+                tokens = request.token_ids[num_tokens:]
+                num_tokens += len(tokens)
+                done = request.completion() if request.finish_reason is not None else None
+                yield Chunk(piece, tokens, done)
+            if request.error is not None:
+                raise RowFailed(request.error)
+        finally:
+            request.cancel()
+
+    # -- single steps -------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> Request:
+        """Queue a request; ``step`` until its ``finish_reason`` is set."""
+        request = self._request(prompt, params or SamplingParams(), processors)
+        self._waiting.append(request)
+        return request
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Admit what fits, run one cycle, let finished rows go. False: there is nothing to do."""
+        self._leave()
+        began = time.perf_counter()
+        while self._waiting and len(self._batch.rows) < self._max_batch_size:
+            request = self._waiting.popleft()
+            if request.finish_reason is None:
+                self._batch.admit(request, self.target, self.drafter)
+                request.stats.prefill_ms = 1e3 * (time.perf_counter() - began)
+                self.stats.prefill_ms += request.stats.prefill_ms
+                began = time.perf_counter()
+        self._leave()
+        if not self._batch.rows:
+            return bool(self._waiting)
+        step(self._batch, self.target, self.drafter, self.rule.function, self.stats)
+        self._leave()
+        return True
+
+    def reset_stats(self) -> None:
+        """Start the engine's totals anew."""
+        self.stats = Stats()
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; a conversation goes through the chat template."""
+        if not prompt:
+            raise PromptError("the prompt is empty; give at least one token")
+        if not isinstance(prompt, str) and isinstance(prompt[0], int):
+            return list(prompt)  # type: ignore[arg-type]
+        if self.tokenizer is None:
+            raise PromptError(
+                "text prompts need a tokenizer; give token ids or load with tokenizer="
+            )
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        rendered = self.tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, tokenize=False
+        )
+        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])  # type: ignore[call-arg]
+
+    def _leave(self) -> None:
+        for request in self._batch.leave(self.drafter):
+            count_run(self.stats, request)
+
+    def _params_for(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise ConfigError(f"got {len(params)} sampling params for {len(prompts)} prompts")
+        return list(params)
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, processors: Sequence[LogitsProcessor]
+    ) -> Request:
+        ids = self.encode(prompt)
+        self.target.check_prompt(ids)
+        if params.stop and self.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer; load with tokenizer=")
+        end_ids = frozenset(params.stop_token_ids)
+        seed = params.seed
+        return Request(
+            prompt_ids=ids,
+            params=params,
+            seed=int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed,
+            num_wanted=min(params.max_new_tokens, self.target.context_length - len(ids)),
+            end_ids=end_ids if params.ignore_eos else end_ids | self._eos_ids,
+            tokenizer=self.tokenizer,
+            processors=processors,
+        )
