@@ -1,0 +1,40 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help setup demo test check planted bench docs clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv with the pinned set
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## generate with the bundled pair: plain and Jakiro side by side
+	$(BIN)/jakiro demo
+
+test: setup ## the whole CPU suite
+	$(BIN)/python -m pytest
+
+check: setup ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+planted: setup ## every planted bug must be caught by its named oracle
+	$(BIN)/python -m pytest tests/planted
+
+bench: setup ## measure the bundled pair on the shipped prompts
+	$(BIN)/jakiro bench --out runs/bench
+
+docs: setup ## regenerate the command reference from --help
+	$(BIN)/python scripts/docs.py
+
+clean: ## remove the environment and every cache
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
