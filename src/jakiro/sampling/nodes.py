@@ -13,22 +13,25 @@ from jakiro.sampling.shortlist import Kept, dense, kept
 
 
 class LevelNoise:
-    """Noise of the whole vocabulary for g rows, by level: all nodes of one depth share it.
+    """Noise of the whole vocabulary by level: all nodes of one depth share it.
 
     Grows on demand, so what a drafter has looked at is not computed again for the target.
     """
 
     def __init__(self, keys: Tensor, lengths: Tensor, vocab_size: int) -> None:
         self._keys, self._lengths = keys, lengths
-        self._noise = torch.zeros(len(keys), 0, vocab_size, dtype=torch.float64, device=keys.device)
+        self._vocab_size = vocab_size
+        self._noise: Tensor | None = None
 
-    def upto(self, num_levels: int) -> Tensor:
-        """[g, L, V] float64, L >= ``num_levels``: of the tokens chosen at depths 0, 1, ..."""
-        have, vocab_size = self._noise.shape[1:]
-        if have < num_levels:
+    def upto(self, rows: Index, num_levels: int) -> Tensor:
+        """[g, L, V] float64, L >= ``num_levels``: of the tokens that the g ``rows``, the same in
+        every call, choose at depths 0, 1, ..."""
+        have = 0 if self._noise is None else self._noise.shape[1]
+        if self._noise is None or have < num_levels:
             depths = torch.arange(have, num_levels, device=self._keys.device)
-            keys = position_keys(self._keys[:, None], self._lengths[:, None] + depths)
-            self._noise = torch.cat([self._noise, gumbel(keys, vocab_size)], 1)
+            keys = position_keys(self._keys[rows, None], self._lengths[rows, None] + depths)
+            more = gumbel(keys, self._vocab_size)
+            self._noise = more if self._noise is None else torch.cat([self._noise, more], 1)
         return self._noise
 
 
@@ -45,8 +48,8 @@ class Nodes:
     """[b] int64: the noise keys of the requests."""
     lengths: Tensor
     """[b] int64: absolute position of the token chosen at depth 0."""
-    levels: LevelNoise | None
-    """Noise of the free rows, if there are any."""
+    levels: LevelNoise
+    """Noise for the free rows."""
 
     def choice(self) -> Tensor:
         """[b, N] int64: the argmax of processed logits plus noise."""
@@ -100,9 +103,8 @@ class Nodes:
 
     def _free_noisy(self, rows: Index) -> Tensor:
         """[g, N, V] float64: tempered logits of unfiltered rows plus noise."""
-        assert self.levels is not None
         depth = self.depth[rows]
-        noise = self.levels.upto(int(depth.max()) + 1)
+        noise = self.levels.upto(rows, int(depth.max()) + 1)
         first = torch.arange(depth.shape[0], device=depth.device)[:, None]
         return self._warped(rows) + noise[first, depth]
 

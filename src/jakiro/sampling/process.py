@@ -60,7 +60,7 @@ class Sampler:
         # What the penalties look at: which tokens occur at all, and how often among the generated.
         self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
         self._counts = torch.zeros(0, vocab_size, device=device)
-        self._levels: LevelNoise | None = None
+        self._rewind()
 
     def admit(
         self,
@@ -104,7 +104,7 @@ class Sampler:
             ids = self._known(tokens)
             self._seen[row, ids] = True
             self._counts[row].index_add_(0, ids, self._counts.new_ones(len(ids)))
-        self._levels = None
+        self._rewind()
 
     def keep(self, rows: list[int]) -> None:
         """Keep only ``rows``, in that order."""
@@ -172,13 +172,10 @@ class Sampler:
 
     def _nodes(self, logits: Tensor, depth: Tensor, part: slice, settings: Settings) -> Nodes:
         keys, lengths = self._keys[part], self._lengths[part]
-        levels = None
-        if settings.free is not None:
-            levels = self._levels if settings is self._settings else None
-            if levels is None:
-                levels = LevelNoise(keys[settings.free], lengths[settings.free], self._vocab_size)
-            if settings is self._settings:
-                self._levels = levels
+        if settings is self._settings:
+            levels = self._levels
+        else:
+            levels = LevelNoise(keys, lengths, self._vocab_size)
         return Nodes(logits, depth, settings, keys, lengths, levels)
 
     def _settings_of(self, part: slice) -> Settings:
@@ -187,7 +184,11 @@ class Sampler:
     def _refresh(self) -> None:
         """Rows came or went."""
         self._settings = self._settings_of(slice(None))
-        self._levels = None
+        self._rewind()
+
+    def _rewind(self) -> None:
+        """The next tree starts at other positions: other noise."""
+        self._levels = LevelNoise(self._keys, self._lengths, self._vocab_size)
 
     def _known(self, tokens: list[int]) -> Tensor:
         """The ids that the target can choose; an embedding may know more of them."""
