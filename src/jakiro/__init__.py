@@ -10,7 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jakiro.api import Completion, Engine, decode, load
+    from jakiro.api import load
+    from jakiro.custom_generate import decode
+    from jakiro.engine.engine import Engine
+    from jakiro.engine.request import Completion
     from jakiro.errors import JakiroError
     from jakiro.sampling.params import SamplingParams
     from jakiro.tree.shapes import TreePlan
@@ -29,12 +32,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Completion": "jakiro.api",
-    "Engine": "jakiro.api",
+    "Completion": "jakiro.engine.request",
+    "Engine": "jakiro.engine.engine",
     "JakiroError": "jakiro.errors",
     "SamplingParams": "jakiro.sampling.params",
     "TreePlan": "jakiro.tree.shapes",
-    "decode": "jakiro.api",
+    "decode": "jakiro.custom_generate",
     "load": "jakiro.api",
 }
 
