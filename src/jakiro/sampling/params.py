@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from jakiro.errors import ConfigError
 
@@ -61,20 +62,24 @@ class SamplingParams:
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
         if self.repetition_penalty == 0:
-            raise ConfigError("repetition_penalty must be above 0 (1 is off), got 0")
+            raise ConfigError(
+                f"repetition_penalty must be above 0 (1 is off), got {self.repetition_penalty!r}"
+            )
         _check_float("presence_penalty", self.presence_penalty, -math.inf, math.inf)
         _check_float("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
         self._normalise()
 
     def _normalise(self) -> None:
         """Bring the collections to their declared types and check what is in them."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else _tuple("stop", self.stop)
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"stop takes non-empty strings, got {text!r}")
-        stop_token_ids = tuple(self.stop_token_ids)
+        stop_token_ids = _tuple("stop_token_ids", self.stop_token_ids)
         for token in stop_token_ids:
             _check_int("stop_token_ids", token, 0)
+        if not isinstance(self.logit_bias, Mapping):
+            raise ConfigError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}")
         bias = dict(self.logit_bias)
         for token, value in bias.items():
             _check_int("logit_bias keys", token, 0)
@@ -88,16 +93,22 @@ class SamplingParams:
         return self.temperature == 0
 
 
-def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+def _tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{name} must be a list or a tuple, got {value!r}")
+    return tuple(value)
+
+
+def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     allowed = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
     is_int = isinstance(value, int) and not isinstance(value, bool)
-    if not is_int or value < low or (high is not None and value > high):  # type: ignore[operator]
+    if not is_int or value < low or (high is not None and value > high):
         raise ConfigError(f"{name} must be {allowed}, got {value!r}")
 
 
-def _check_float(name: str, value: object, low: float, high: float) -> None:
+def _check_float(name: str, value: Any, low: float, high: float) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:  # type: ignore
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
         allowed = "finite" if math.isinf(low) else f"finite and at least {low}"
         if math.isfinite(high):
             allowed = f"in {low}..{high}"
