@@ -1,0 +1,126 @@
+"""The identity suite: whatever drafts, the text is that of plain decoding, token for token.
+
+Every registered drafter (trained ones untrained, in two sizes) x exact rule x tree x batch size x
+sampling setting, wrapped by ``Guided``, against the oracle in float64: the full product on Llama,
+and on every other family one cell per drafter, laid out so that every drafter, tree, batch size,
+setting and family meets every other in some cell. A new line in the registry of drafters, of
+rules or of families is covered by being there.
+
+A cell in which nothing was accepted or nothing rejected would prove nothing: each must show an
+accepted path of three nodes, a rejection and twenty different tokens.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from jakiro.engine.engine import Completion
+from jakiro.verify import RULES
+from tests.conformance import world
+from tests.conformance.guided import Guided
+
+Cell = tuple[str, str, str, str, int, str]
+"""Family, rule, drafter, tree, batch size, setting."""
+
+EXACT = [rule.name for rule in RULES.values() if rule.promise == "exact"]
+COLUMNS = (world.drafter_cases(), list(world.TREES), list(world.BATCHES), list(world.SETTINGS))
+
+
+def full(family: str) -> list[Cell]:
+    return [(family, *cell) for cell in product(EXACT, *COLUMNS)]
+
+
+def diagonal(family: str, shift: int) -> list[Cell]:
+    """One cell per drafter; the other columns advance at their own pace."""
+    drafters, trees, batches, settings = COLUMNS
+    return [
+        (
+            family,
+            EXACT[(i + shift) % len(EXACT)],
+            drafter,
+            trees[(i + shift) % len(trees)],
+            batches[(i // 2 + shift) % len(batches)],
+            settings[(i + shift // 2) % len(settings)],
+        )
+        for i, drafter in enumerate(drafters)
+    ]
+
+
+CELLS = full("llama") + [
+    cell
+    for shift, family in enumerate(f for f in world.FAMILIES if f != "llama")
+    for cell in diagonal(family, shift)
+]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
+def test_text_is_that_of_plain_decoding(cell: Cell) -> None:
+    family, rule, case, tree, batch_size, setting = cell
+    rows = range(1) if batch_size == 1 else range(len(world.PROMPT_LENGTHS))
+    target = world.target(family)
+    texts = [[*world.prompt(row), *world.truth(family, setting, row)] for row in rows]
+    drafter = Guided(world.make_drafter(case, target), texts, seed=3)
+    engine = world.make_engine(
+        target, drafter, world.TREES[tree], rule=world.find_rule(rule), max_batch_size=batch_size
+    )
+    done = engine.generate(
+        [list(world.prompt(row)) for row in rows], [world.params(setting, row) for row in rows]
+    )
+    for row, completion in zip(rows, done, strict=True):
+        assert completion.token_ids == list(world.truth(family, setting, row))
+        assert completion.finish_reason == "length"
+    assert_cell_proves_something(done)
+
+
+def assert_cell_proves_something(done: list[Completion]) -> None:
+    accepted = [c.stats.accepted_by_depth for c in done]
+    offered = [c.stats.offered_by_depth for c in done]
+    assert any(sum(depths[2:]) for depths in accepted), "no path of three nodes was accepted"
+    assert accepted != offered, "nothing was ever rejected"
+    assert len({token for c in done for token in c.token_ids}) >= 20, "too few different tokens"
+
+
+def test_every_two_values_meet_in_some_cell() -> None:
+    columns = (list(world.FAMILIES), EXACT, *COLUMNS)
+    met = {(i, c[i], j, c[j]) for c in CELLS for i in range(len(c)) for j in range(i)}
+    missing = [
+        (one, two)
+        for i in range(len(columns))
+        for j in range(i)
+        for one, two in product(columns[i], columns[j])
+        if (i, one, j, two) not in met
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("family", world.FAMILIES)
+@pytest.mark.parametrize("case", world.drafter_cases())
+def test_rows_of_different_settings_share_a_batch(case: str, family: str) -> None:
+    target = world.target(family)
+    rows = list(enumerate(world.SETTINGS))
+    texts = [[*world.prompt(row), *world.truth(family, setting, row)] for row, setting in rows]
+    drafter = Guided(world.make_drafter(case, target), texts, seed=4)
+    engine = world.make_engine(target, drafter, world.TREES["dynamic"], max_batch_size=3)
+    done = engine.generate(
+        [list(world.prompt(row)) for row, _ in rows],
+        [world.params(setting, row) for row, setting in rows],
+    )
+    for (row, setting), completion in zip(rows, done, strict=True):
+        assert completion.token_ids == list(world.truth(family, setting, row))
+    assert_cell_proves_something(done)
+
+
+@pytest.mark.parametrize("setting", world.SETTINGS)
+@pytest.mark.parametrize("family", world.FAMILIES)
+def test_plain_decoding_in_the_engine(family: str, setting: str) -> None:
+    """The empty tree, which ``Guided`` never shows: the baseline of every speed figure."""
+    target, rows = world.target(family), range(len(world.PROMPT_LENGTHS))
+    engine = world.make_engine(target, world.make_drafter("none", target), max_batch_size=3)
+    done = engine.generate(
+        [list(world.prompt(row)) for row in rows], [world.params(setting, row) for row in rows]
+    )
+    for row, completion in zip(rows, done, strict=True):
+        assert completion.token_ids == list(world.truth(family, setting, row))
+        assert completion.stats.tau == 1

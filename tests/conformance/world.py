@@ -1,0 +1,136 @@
+"""The small world of the conformance suite: targets, drafters, prompts, settings, truths.
+
+Everything is float64 and tiny. What plain decoding says is computed once per (family, setting,
+row) by the oracle, which shares no code with the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from jakiro.drafters import registry
+from jakiro.drafters.base import Drafter
+from jakiro.drafters.feature import FeatureDrafter
+from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.engine.engine import Engine
+from jakiro.sampling.params import SamplingParams
+from jakiro.target.target import Target
+from jakiro.tree.shapes import TreePlan
+from jakiro.verify import find as find_rule
+from tests.oracles.plain import Settings, generate
+
+TREES = {
+    "chain": TreePlan.chain(4),
+    "static": TreePlan.static(
+        ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0, 0))
+    ),
+    "dynamic": TreePlan("dynamic", depth=4, width=3, budget=12),
+}
+SETTINGS = {
+    "greedy": SamplingParams(),
+    "top_p": SamplingParams(temperature=0.5, top_p=0.9),
+    "penalised": SamplingParams(temperature=1.3, top_k=5, repetition_penalty=1.2),
+    "biased": SamplingParams(temperature=0.8, min_p=0.05, logit_bias={3: 2.0, 11: -4.0, 30: 1.5}),
+}
+FAMILIES = ("llama",)
+BATCHES = (1, 3)
+SIZES = {"narrow": (2, 1, 8, 12), "wide": (4, 2, 16, 40)}
+"""Heads, KV heads, head dimension and expert width of untrained heads."""
+PROMPT_LENGTHS = (9, 1, 26, 15)
+NUM_NEW = (44, 26, 37, 31)
+"""Per row: rows of a batch finish in different cycles, and a fourth joins when one has left."""
+
+
+@cache
+def target(family: str) -> Target:
+    return Target(model(family))
+
+
+@cache
+def model(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).double().eval()
+
+
+@cache
+def prompt(row: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(100 + row)
+    return tuple(torch.randint(2, 60, (PROMPT_LENGTHS[row],), generator=generator).tolist())
+
+
+def params(setting: str, row: int) -> SamplingParams:
+    """The settings of one row: each has its own seed and length."""
+    return replace(SETTINGS[setting], seed=17 + row, max_new_tokens=NUM_NEW[row])
+
+
+@cache
+def truth(family: str, setting: str, row: int) -> tuple[int, ...]:
+    """What plain decoding answers, by the oracle."""
+    return tuple(answer(model(family), prompt(row), params(setting, row)))
+
+
+def answer(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    eos_ids: Sequence[int] = (),
+) -> list[int]:
+    """The oracle, asked in the words of the package (stop strings left out)."""
+    shared = {field.name for field in fields(Settings)} & {field.name for field in fields(params)}
+    settings = {name: getattr(params, name) for name in shared}
+    settings["seed"] = settings["seed"] or 0
+    return generate(model, list(prompt_ids), eos_ids=(*eos_ids, *params.stop_token_ids), **settings)
+
+
+def head(of: Target, method: str, size: str = "wide") -> DraftHead:
+    """An untrained draft head for a target."""
+    torch.manual_seed(5)
+    heads, kv_heads, head_dim, expert = SIZES[size]
+    config = HeadConfig(
+        method, of.hidden_size, heads, kv_heads, head_dim, expert, vocab_size=of.vocab_size
+    )
+    return DraftHead(config).to(of.dtype)
+
+
+def drafter_cases() -> list[str]:
+    """Every registered drafter; those that are trained in two sizes, as ``name/size``."""
+    return [
+        case
+        for entry in registry.ENTRIES.values()
+        for case in ([f"{entry.name}/{s}" for s in SIZES] if entry.is_trained else [entry.name])
+    ]
+
+
+def make_drafter(case: str, of: Target) -> Drafter:
+    name, _, size = case.partition("/")
+    kind = registry.find(name).load()
+    drafter: Drafter = kind(head(of, name, size), of) if size else kind()
+    return drafter
+
+
+def make_feature_drafter(of: Target, method: str = "jakiro", size: str = "wide") -> FeatureDrafter:
+    return FeatureDrafter(head(of, method, size), of)
+
+
+def make_engine(
+    of: Target, drafter: Drafter, plan: TreePlan | None = None, **kwargs: Any
+) -> Engine:
+    return Engine(of, drafter, kwargs.pop("rule", find_rule("match")), plan=plan, **kwargs)
