@@ -1,18 +1,19 @@
-"""Keys and values of a batch: one storage, a length per row, one gather per commit."""
+"""Keys and values of a batch: a length per row, writes at each row's own offset, one gather per
+commit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from jakiro.cache.store import Store
 from jakiro.tree.verdict import Verdict
 
 
-class _LayerView(CacheLayerMixin):  # type: ignore[misc]
+class _LayerView(CacheLayerMixin):
     """One layer of a ``KVCache`` in the shape ``transformers`` expects a cache layer to have."""
 
     is_compileable = False
@@ -20,7 +21,7 @@ class _LayerView(CacheLayerMixin):  # type: ignore[misc]
     supports_early_init = False
 
     def __init__(self, cache: KVCache, index: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._cache = cache
         self._index = index
 
@@ -30,7 +31,7 @@ class _LayerView(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        return self._cache.write(self._index, key_states, value_states)
+        return self._cache.update(key_states, value_states, self._index)
 
     def get_seq_length(self) -> int:
         return self._cache.span_before
@@ -42,26 +43,32 @@ class _LayerView(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class KVCache(Cache):  # type: ignore[misc]
-    """Storage [L, 2, B, kv_heads, capacity, head_dim]; row b owns slots ``0 .. lengths[b]-1``.
+class KVCache(Cache):
+    """Row b owns slots ``0 .. lengths[b]-1``; slot equals absolute position for committed tokens.
 
-    Slot equals absolute position for committed tokens. A forward writes its N new rows at each
-    row's own offset ``lengths[b] .. lengths[b]+N-1`` (``aim`` says for which rows); they are
-    scratch until ``commit`` or ``advance`` makes them part of the row. The storage is allocated by
-    the first write, because only the model knows its head shapes.
+    A forward writes its N new entries at each row's own offset ``lengths[b] .. lengths[b]+N-1``
+    (``aim`` says for which rows); they are scratch until ``commit`` or ``advance`` makes them part
+    of the row. Keys and values may differ in shape, and so may layers: entries of one shape share
+    one storage. It is allocated after the first forward, because only the model knows the shapes.
     """
 
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[_LayerView(self, index) for index in range(num_layers)])
-        self.storage: Tensor | None = None
         self.lengths: list[int] = []
-        self._max_rows = 1
-        self._capacity = 0
         self._rows = slice(0, 0)
         self._starts: list[int] = []
-        self._slots: Tensor | None = None
+        self._stores: list[Store] = []
+        self._places: dict[tuple[int, int], tuple[Store, int]] = {}
+        self._first: dict[tuple[int, int], Tensor] = {}
+        self._max_rows = 1
+        self._capacity = 0
+        self._used = 0
 
     # -- rows ---------------------------------------------------------------------------------
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.lengths)
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Make room for ``rows`` rows of ``capacity`` slots; content is kept."""
@@ -69,23 +76,39 @@ class KVCache(Cache):  # type: ignore[misc]
             return
         self._max_rows = max(rows, self._max_rows)
         self._capacity = max(capacity, self._capacity)
-        if self.storage is not None:
-            old = self.storage
-            self._allocate(old)
-            self.storage[:, :, : old.shape[2], :, : old.shape[4]] = old
+        for store in self._stores:
+            store.grow(self._max_rows, self._capacity)
 
     def admit(self) -> int:
-        """Append an empty row and return its index."""
+        """Append an empty row and return its index.
+
+        What an earlier row left there is zeroed: a NaN under a mask would still spread.
+        """
+        row = self.num_rows
+        self._settle()
         self.lengths.append(0)
-        self.reserve(len(self.lengths), self._capacity)
-        return len(self.lengths) - 1
+        for store in self._stores if row < self._max_rows else ():
+            store.clear(row, self._used)
+        self.reserve(self.num_rows, self._capacity)
+        return row
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only ``rows``, renumbered in that order."""
-        if list(rows) != list(range(len(rows))) and self.storage is not None:
-            index = torch.tensor(rows, device=self.storage.device)
-            self.storage[:, :, : len(rows)] = self.storage.index_select(2, index)
+        self._settle()
+        if list(rows) != list(range(len(rows))):
+            for store in self._stores:
+                store.keep(rows, self._used)
         self.lengths = [self.lengths[row] for row in rows]
+
+    def content(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """Per layer the committed keys and values of ``row``, each [heads, length, dim]."""
+        self._settle()
+        places = [(self._places[i, 0], self._places[i, 1]) for i in range(len(self.layers))]
+        length = self.lengths[row]
+        return [
+            (keys.data[i, row, :, :length], values.data[j, row, :, :length])
+            for (keys, i), (values, j) in places
+        ]
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -94,78 +117,84 @@ class KVCache(Cache):  # type: ignore[misc]
         """Slots that hold committed tokens in the longest aimed row."""
         return max(self._starts, default=0)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether all aimed rows are equally long, so that slots are positions in every one."""
+        return min(self._starts, default=0) == self.span_before
+
     def aim(self, rows: slice, num_new: int) -> int:
         """Direct the next forward at ``rows``, each getting ``num_new`` slots behind its length.
 
         Returns the number of slots S that forward will attend over.
         """
+        self._settle()
         self._rows, self._starts = rows, self.lengths[rows]
         span = self.span_before + num_new
-        self.reserve(len(self.lengths), span)
-        self._slots = None
-        if min(self._starts) != self.span_before:
-            starts = torch.tensor(self._starts)[:, None]
-            self._slots = starts + torch.arange(num_new)
+        if span > self._capacity:
+            # By halves, so that a row that grows token by token is copied rarely.
+            self.reserve(self.num_rows, max(span, self._capacity + self._capacity // 2))
+        self._used = max(self._used, span)
+        for store in self._stores:
+            store.aim(rows, self._starts, num_new)
         return span
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [B, kv_heads, N, head_dim] of one layer at the aimed slots.
-
-        Returns all keys and values of the aimed rows [B, kv_heads, S, head_dim]; slots past a
-        row's own end hold stale numbers, which the mask must hide.
-        """
-        if self.storage is None:
-            self._allocate(keys)
-        assert self.storage is not None
-        num_new = keys.shape[2]
-        stored = self.storage[layer, :, self._rows]
-        span = self.span_before + num_new
-        if self._slots is None:
-            stored[0, :, :, span - num_new : span] = keys
-            stored[1, :, :, span - num_new : span] = values
-        else:
-            rows = torch.arange(len(self._starts))[:, None]
-            stored[0][rows, :, self._slots] = keys.transpose(1, 2)
-            stored[1][rows, :, self._slots] = values.transpose(1, 2)
-        return stored[0, :, :, :span], stored[1, :, :, :span]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """``write`` under the name by which ``transformers`` and the draft head call it."""
-        return self.write(layer_idx, key_states, value_states)
+        """Write keys and values [B, kv_heads, N, dim] of one layer at the aimed slots.
+
+        Returns all keys and values of the aimed rows [B, kv_heads, S, dim]; slots past a row's own
+        end hold stale numbers, which the mask must hide.
+        """
+        if not self._stores:
+            self._first[layer_idx, 0], self._first[layer_idx, 1] = key_states, value_states
+            return key_states, value_states
+        keys, i = self._places[layer_idx, 0]
+        values, j = self._places[layer_idx, 1]
+        return keys.put(i, key_states), values.put(j, value_states)
 
     # -- committing ---------------------------------------------------------------------------
 
     def advance(self, row: int, num_tokens: int) -> None:
-        """The ``num_tokens`` rows last written to ``row`` are committed, in place."""
+        """The ``num_tokens`` entries last written to ``row`` are committed, in place."""
         self.lengths[row] += num_tokens
 
     def commit(self, verdict: Verdict) -> None:
-        """Keep the accepted path of the tree last written: one gather over all layers.
+        """Keep the accepted path of the tree last written: one gather per storage.
 
-        Skipped where every path is contiguous (node j at depth j), as for chains.
+        Nodes that lie in their slot already (node j at depth j, as in chains) are not touched.
         """
-        paths = verdict.paths
-        if any(path[-1] != len(path) - 1 for path in paths):
-            assert self.storage is not None
-            starts = torch.tensor(self.lengths)[:, None]
-            width = max(map(len, paths))
-            source = (starts + verdict.path[:, :width].cpu()).to(self.storage.device)
-            # Padding of a path repeats its last node; sending it to the slot of its last node too
-            # keeps the scatter free of conflicting writes.
-            steps = torch.minimum(torch.arange(width), verdict.num_accepted.cpu()[:, None])
-            target = (starts + steps).to(self.storage.device)
-            rows = torch.arange(len(paths), device=self.storage.device)[:, None]
-            by_slot = self.storage.permute(2, 4, 0, 1, 3, 5)
-            by_slot[rows, target] = by_slot[rows, source]
-        self.lengths = [
-            length + len(path) for length, path in zip(self.lengths, paths, strict=True)
+        moves = [
+            (row, length + node, length + depth)
+            for row, (length, path) in enumerate(zip(self.lengths, verdict.paths, strict=True))
+            for depth, node in enumerate(path)
+            if node != depth
         ]
+        self.lengths = [
+            length + len(path) for length, path in zip(self.lengths, verdict.paths, strict=True)
+        ]
+        if moves:
+            self._settle()
+            for store in self._stores:
+                store.move(moves)
 
-    def _allocate(self, like: Tensor) -> None:
-        """New zeroed storage with the head shape, dtype and device of ``like`` [.., h, S, d]."""
-        shape = (len(self.layers), 2, self._max_rows, like.shape[-3], self._capacity)
-        self.storage = torch.zeros(
-            *shape, like.shape[-1], dtype=like.dtype, device=like.device
-        )
+    def _settle(self) -> None:
+        """Move what the first forward wrote into storage, now that all shapes are known.
+
+        A first forward of which nothing was committed is forgotten.
+        """
+        if self._stores or not self._first:
+            return
+        if any(self.lengths):
+            alike: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+            for place, entry in self._first.items():
+                kind = (entry.shape[1], entry.shape[3], entry.dtype, entry.device)
+                alike.setdefault(kind, []).append(place)
+            for places in alike.values():
+                like = self._first[places[0]]
+                store = Store.empty(like, len(places), self._max_rows, self._capacity)
+                for member, place in enumerate(places):
+                    self._places[place] = (store, member)
+                    store.data[member, self._rows, :, : like.shape[2]] = self._first[place]
+                self._stores.append(store)
+        self._first = {}

@@ -30,11 +30,11 @@ def attendable(reach: Tensor, lengths: Tensor, span: int) -> Tensor:
     Query q of row b sees the committed slots ``0 .. lengths[b]-1`` and, of the rows written
     behind them, those with ``reach[b, q, j]`` (slot ``lengths[b]+j``). ``reach`` is [B, Q, F].
     """
-    offset = torch.arange(span, device=lengths.device) - lengths[:, None]
-    written = reach.shape[2]
-    inside = (offset >= 0) & (offset < written)
-    index = offset.clamp(0, written - 1)[:, None, :].expand(-1, reach.shape[1], -1)
-    return (offset < 0)[:, None] | (reach.gather(2, index) & inside[:, None])
+    rows, queries, written = reach.shape
+    committed = torch.arange(span, device=lengths.device) < lengths[:, None]
+    slots = lengths[:, None] + torch.arange(written, device=lengths.device)
+    mask = committed[:, None].repeat(1, queries, 1)
+    return mask.scatter_(2, slots[:, None].expand(rows, queries, written), reach)
 
 
 def tree_mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None = None) -> Tensor:
@@ -45,17 +45,22 @@ def tree_mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None
     mask = attendable(tree.ancestors, lengths, span)
     if window is None:
         return mask
-    slots = torch.arange(span, device=lengths.device)
-    node = (slots - lengths[:, None]).clamp(0, tree.num_nodes - 1)
-    query = positions(tree, lengths)
-    key = torch.where(slots < lengths[:, None], slots, query.gather(1, node))[:, None]
+    query = positions(tree, lengths)[:, :, None]
+    key = slot_positions(tree, lengths, span)[:, None]
     if window.chunked:
-        return mask & (query[:, :, None] // window.size == key // window.size)
-    return mask & (query[:, :, None] - key < window.size)
+        return mask & (query // window.size == key // window.size)
+    return mask & (query - key < window.size)
+
+
+def slot_positions(tree: TokenTree, lengths: Tensor, span: int) -> Tensor:
+    """The absolute position [B, S] of what lies in each slot; meaningless past a row's nodes."""
+    slots = torch.arange(span, device=lengths.device).expand(tree.num_rows, span)
+    nodes = lengths[:, None] + torch.arange(tree.num_nodes, device=lengths.device)
+    return slots.scatter(1, nodes, positions(tree, lengths))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """The boolean mask [B, N, S] as [B, 1, N, S] in ``dtype``: 0 where allowed, else the most
     negative finite number. Additive, because eager attention adds whatever it is given."""
-    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return zeros.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
+    hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+    return torch.where(mask, hidden.new_zeros(()), hidden)[:, None]

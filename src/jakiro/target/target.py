@@ -10,30 +10,39 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from jakiro.cache.kv_cache import KVCache
-from jakiro.cache.mask import additive, positions, tree_mask
-from jakiro.errors import PromptError
-from jakiro.target.families import head_transform, windows
+from jakiro.cache.mask import additive, attendable, positions, slot_positions, tree_mask
+from jakiro.errors import ConfigError, PromptError, TargetRefused
+from jakiro.target.families import causal_lm, head_transform, windows
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
+from jakiro.target.probe import Route, probe
+from jakiro.target.registered import tree_attention
 from jakiro.tree.token_tree import TokenTree
 
 
 class Target:
     """A loaded causal LM, driven through its public ``forward`` and never changed.
 
-    It owns no request state: keys and values live in the ``KVCache`` of the batch.
+    It owns no request state: keys and values live in the ``KVCache`` of the batch. ``route`` says
+    how trees reach the model; ``feature_refusal`` why its features cannot be used (None: they
+    can). Both are found by a probe at load. Raises ``TargetRefused``, naming the reason.
     """
 
+    route: Route
+    feature_refusal: str | None
+
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval()
-        self.config: Any = model.config.get_text_config()
+        self.model: Any = causal_lm(model)
+        self.config: Any = self.model.config
         self.windows = windows(self.config)
         self._head_transform = head_transform(self.config)
         self.num_layers = int(self.config.num_hidden_layers)
         self.hidden_size = int(self.config.hidden_size)
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size = int(self.model.get_output_embeddings().weight.shape[0])
         limit = getattr(self.config, "max_position_embeddings", None)
         self.context_length = int(limit) if limit else 1 << 30
+        self.route, self.feature_refusal = "mask", None
+        self.route, self.feature_refusal = probe(self)
 
     @property
     def device(self) -> torch.device:
@@ -55,14 +64,14 @@ class Target:
         tokens: Tensor,
         where: Tensor,
         mask: Tensor | dict[str, Tensor] | None,
-        cache: KVCache | None,
+        cache: KVCache | None = None,
         needs: FeatureSpec = NO_FEATURES,
         keep: int = 0,
     ) -> TargetOutput:
         """One forward: ``tokens`` [B, N] at positions ``where`` [B, N].
 
         ``mask``: additive [B, 1, N, S], one per layer type where the model has several; None:
-        causal over ``tokens`` alone. ``keep``: logits of the last ``keep`` positions only (0: all).
+        causal, slot by slot. ``keep``: logits of the last ``keep`` positions only (0: all).
         """
         out = self.model(
             input_ids=tokens,
@@ -75,9 +84,10 @@ class Target:
         )
         if not needs.indices:
             return TargetOutput(out.logits)
-        states = [out.hidden_states[index] for index in needs.indices]
+        states = [out.hidden_states[index].to(out.logits.device) for index in needs.indices]
         return TargetOutput(out.logits, states[0] if len(states) == 1 else torch.cat(states, -1))
 
+    @torch.no_grad()
     def prefill(
         self, ids: list[int], cache: KVCache, row: int, needs: FeatureSpec = NO_FEATURES
     ) -> TargetOutput:
@@ -91,20 +101,59 @@ class Target:
         cache.advance(row, len(ids))
         return out
 
+    @torch.no_grad()
     def verify(
         self, tree: TokenTree, cache: KVCache, needs: FeatureSpec = NO_FEATURES
     ) -> TargetOutput:
-        """Logits [B, N, V] and features [B, N, F] of every node of a tree in one forward."""
+        """Logits [B, N, V] and features [B, N, F] of every node of a tree in one forward.
+
+        A target of route ``chain`` takes its rows one by one, and only chains (``ConfigError``).
+        """
+        if self.route == "chain" and (tree.num_nodes > 1 or len(set(cache.lengths)) > 1):
+            return self._verify_chains(tree, cache, needs)
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes)
         lengths = torch.tensor(cache.lengths, device=self.device)
+        if tree.num_nodes == 1 and cache.aligned:
+            # Nothing to hide: every slot is a committed position, and the model knows its windows.
+            return self.forward(tree.tokens, lengths[:, None], None, cache, needs)
+        # Padding nodes may lie past the context edge; learned positions have no entry there.
+        where = positions(tree, lengths).clamp_max(self.context_length - 1)
+        if self.route == "registered":
+            visible = attendable(tree.ancestors, lengths, span)
+            with tree_attention(self.model, visible, where, slot_positions(tree, lengths, span)):
+                return self.forward(tree.tokens, where, None, cache, needs)
         masks = {
             name: additive(tree_mask(tree, lengths, span, window), self.dtype)
             for name, window in self.windows.items()
         }
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        # Padding nodes may lie past the context edge; learned positions have no entry there.
-        where = positions(tree, lengths).clamp_max(self.context_length - 1)
         return self.forward(tree.tokens, where, mask, cache, needs)
+
+    def _verify_chains(self, tree: TokenTree, cache: KVCache, needs: FeatureSpec) -> TargetOutput:
+        """One maskless forward per row: in a chain, slots are positions."""
+        steps = torch.arange(tree.num_nodes, device=self.device)
+        if bool(((tree.parents != steps - 1) & tree.valid).any()):
+            raise ConfigError(
+                f"{self.config.model_type} can only check chains, but the draft branches; "
+                "use a chain, for example chain:5"
+            )
+        outs = []
+        for row, length in enumerate(cache.lengths):
+            cache.aim(slice(row, row + 1), tree.num_nodes)
+            where = (length + steps).clamp_max(self.context_length - 1)[None]
+            outs.append(self.forward(tree.tokens[row : row + 1], where, None, cache, needs))
+        features = [out.features for out in outs if out.features is not None]
+        return TargetOutput(
+            torch.cat([out.logits for out in outs]), torch.cat(features) if features else None
+        )
+
+    def check_features(self) -> None:
+        """Raise ``TargetRefused`` unless drafters may read this target's features and head."""
+        if self.feature_refusal:
+            raise TargetRefused(
+                f"drafters that read features cannot work with this {self.config.model_type}: "
+                f"{self.feature_refusal}. Use one that reads tokens only, like prompt_lookup"
+            )
 
     @torch.no_grad()
     def features(self, ids: Tensor, lengths: Tensor, needs: FeatureSpec) -> Tensor:
@@ -130,17 +179,18 @@ class Target:
     def fingerprint(self) -> dict[str, Any]:
         """What a drafter checkpoint remembers of its target: sizes and a hash of the embedding.
 
-        The hash covers 64 evenly spaced rows, as float32 bytes.
+        The hash covers the embeddings of 64 evenly spaced tokens, as float32 bytes.
         """
-        weight = self.model.get_input_embeddings().weight
-        rows = torch.linspace(0, len(weight) - 1, 64, device=weight.device).long()
-        sample = weight.detach()[rows].float().cpu().contiguous().numpy().tobytes()
+        last = self.model.get_input_embeddings().weight.shape[0] - 1
+        with torch.no_grad():
+            sample = self.embed(torch.linspace(0, last, 64, device=self.device).long())
+        digest = hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes())
         return {
             "model_type": self.config.model_type,
             "hidden_size": self.hidden_size,
             "vocab_size": self.vocab_size,
             "num_layers": self.num_layers,
-            "embedding_sha256": hashlib.sha256(sample).hexdigest(),
+            "embedding_sha256": digest.hexdigest(),
         }
 
     def check_prompt(self, ids: list[int]) -> None:

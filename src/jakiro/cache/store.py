@@ -1,0 +1,88 @@
+"""The memory behind a ``KVCache``: all keys and values of one shape in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Move = tuple[int, int, int]
+"""(row, slot it comes from, slot it goes to)."""
+
+
+class Store:
+    """``data`` [M, B, heads, capacity, dim]: M members (keys or values of a layer) of one shape.
+
+    Everything that depends only on where a forward writes is prepared once by ``aim``, so that a
+    layer costs one copy per member and nothing else.
+    """
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+        self._seen: tuple[Tensor, ...] = ()
+        self._fresh: tuple[Tensor, ...] = ()
+        self._flat: tuple[Tensor, ...] = ()
+        self._index: Tensor | None = None
+
+    @classmethod
+    def empty(cls, like: Tensor, members: int, rows: int, capacity: int) -> Store:
+        """Zeros, because whatever a mask hides is still multiplied by zero."""
+        return cls(like.new_zeros(members, rows, like.shape[1], capacity, like.shape[3]))
+
+    def grow(self, rows: int, capacity: int) -> None:
+        """Make room for ``rows`` of ``capacity`` slots; content is kept."""
+        old = self.data
+        self.data = old.new_zeros(old.shape[0], rows, old.shape[2], capacity, old.shape[4])
+        self.data[:, : old.shape[1], :, : old.shape[3]] = old
+
+    def clear(self, row: int, used: int) -> None:
+        """Zero the first ``used`` slots of ``row``."""
+        self.data[:, row, :, :used].zero_()
+
+    def keep(self, rows: Sequence[int], used: int) -> None:
+        """Move ``rows`` to the front, their first ``used`` slots only."""
+        index = torch.tensor(rows, device=self.data.device)
+        seen = self.data[:, :, :, :used]
+        seen[:, : len(rows)] = seen.index_select(1, index)
+
+    def aim(self, rows: slice, starts: list[int], num_new: int) -> None:
+        """Prepare the views of a forward that writes ``num_new`` slots behind ``starts``."""
+        span = max(starts) + num_new
+        self._seen = self.data[:, rows, :, :span].unbind()
+        self._index = None
+        if min(starts) == max(starts):
+            self._fresh = self.data[:, rows, :, span - num_new : span].unbind()
+            return
+        self._flat = self.data.flatten(1, 3).unbind()
+        first = range(self.data.shape[1])[rows].start
+        self._index = (
+            self._flat_index(
+                [[first + row] * num_new for row in range(len(starts))],
+                [list(range(start, start + num_new)) for start in starts],
+            )
+            .transpose(1, 2)
+            .flatten()
+        )
+
+    def put(self, member: int, new: Tensor) -> Tensor:
+        """Write ``new`` [b, heads, N, dim] at the aim; returns the aimed rows [b, heads, S, dim]"""
+        if self._index is None:
+            self._fresh[member].copy_(new)
+        else:
+            self._flat[member].index_copy_(0, self._index, new.reshape(-1, new.shape[-1]))
+        return self._seen[member]
+
+    def move(self, moves: list[Move]) -> None:
+        """All at once: every source is read before any target is written."""
+        rows, sources, targets = (list(column) for column in zip(*moves, strict=True))
+        flat = self.data.flatten(1, 3)
+        source, target = self._flat_index([rows, rows], [sources, targets]).flatten(1)
+        flat.index_copy_(1, target, flat.index_select(1, source))
+
+    def _flat_index(self, rows: list[list[int]], slots: list[list[int]]) -> Tensor:
+        """Indices [X, Y, heads] into the flattened (row, head, slot) for rows and slots [X, Y]."""
+        heads, capacity = self.data.shape[2:4]
+        where = torch.tensor([rows, slots], device=self.data.device)[..., None]
+        head = torch.arange(heads, device=self.data.device)
+        return (where[0] * heads + head) * capacity + where[1]
