@@ -157,11 +157,22 @@ class _TwoExperts(nn.Module):
         return HeadOutput(summed, residual + torch.where(larger_is_first, difference, -difference))
 
 
+class _RMSNorm(nn.Module):
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.eps = config.rms_norm_eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        # Under autocast the states are narrower than the weight, which no fused kernel takes.
+        return F.rms_norm(states, states.shape[-1:], self.weight.to(states.dtype), self.eps)
+
+
 class _Layer(nn.Module):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.self_attn = _Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = _RMSNorm(config)
         if config.num_experts == 1:
             self.mlp = _Expert(config)
         else:
@@ -202,10 +213,10 @@ class DraftHead(nn.Module):
         cache: KeyValues | None = None,
         contrast: bool = False,
     ) -> HeadOutput:
-        """Predicted features of ``N`` pairs: ``embeddings`` and ``features`` [B, N, H], absolute
-        ``positions`` [B, N]. ``mask`` is additive, [B, 1, N, S] over the S keys the cache returns;
-        None is plain causal attention among the N pairs. ``contrast`` asks for the second branch;
-        a head without one raises ``ConfigError``."""
+        """Predicted features of N pairs: ``embeddings`` and ``features`` [B, N, H], absolute
+        ``positions`` [B, N]. ``mask`` [B, 1, N, S] is additive or boolean (True = may attend) over
+        the S keys the cache returns; None is plain causal attention among the N pairs.
+        ``contrast`` asks for the second branch; a head without one raises ``ConfigError``."""
         if contrast and not self.config.contrast:
             raise ConfigError(f"a {self.config.method} head has no second branch")
         states = self.fc(torch.cat([embeddings, features], -1))

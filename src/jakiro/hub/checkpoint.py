@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +22,7 @@ from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch
+from jakiro.hub.files import replace_files
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 1
@@ -51,24 +49,16 @@ def save(
         "weights": digest,
         "notes": dict(extra or {}),
     }
-    directory = Path(directory)
-    scratch: Path | None = None
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        save_file(tensors, scratch / WEIGHTS_FILE, metadata={"weights": digest})
-        (scratch / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            _flush(scratch / name)
-        directory.mkdir(exist_ok=True)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(scratch / name, directory / name)
-        _flush(directory)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot save a checkpoint to {directory}: {error}") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+    replace_files(
+        {
+            Path(directory) / WEIGHTS_FILE: lambda path: save_file(
+                tensors, path, metadata={"weights": digest}
+            ),
+            Path(directory) / CONFIG_FILE: lambda path: path.write_text(
+                json.dumps(config, indent=2) + "\n"
+            ),
+        }
+    )
 
 
 def load(
@@ -179,12 +169,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Ask the disk to hold ``path`` (a file, or a directory's entries) before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,145 @@
+"""``jakiro train``: a draft head for any target."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from jakiro.train.trainer import Progress as Step
+
+
+class Method(StrEnum):
+    """Heads that can be trained."""
+
+    jakiro = "jakiro"
+    eagle2 = "eagle2"
+
+
+class Precision(StrEnum):
+    """Computing type of a training run; the head's own weights are always float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def train(
+    target: Annotated[str, typer.Option(help="Target: a directory or a hub name.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help='JSONL of {"messages": [...]} or {"text": ...}; may be repeated.'),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the head; an earlier run goes on.")],
+    method: Annotated[Method, typer.Option(help="Kind of head.")] = Method.jakiro,
+    regenerate: Annotated[
+        bool, typer.Option(help="Let the target answer the conversations itself first.")
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of the regenerated answers.")
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest regenerated answer, in tokens.")
+    ] = 512,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 20.0,
+    steps: Annotated[int | None, typer.Option(help="Steps, instead of epochs.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens per step.")] = 8192,
+    length: Annotated[int, typer.Option(help="Longest sample, in tokens.")] = 2048,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 9e-5,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 2000,
+    weight_decay: Annotated[float, typer.Option(help="AdamW weight decay.")] = 1e-3,
+    clip_value: Annotated[float, typer.Option(help="Largest gradient element.")] = 0.5,
+    noise: Annotated[float, typer.Option(help="Noise on input features at 512 tokens.")] = 0.2,
+    feature_weight: Annotated[float, typer.Option(help="Weight of the feature loss.")] = 1.0,
+    token_weight: Annotated[float, typer.Option(help="Weight of the token loss.")] = 0.1,
+    second_branch: Annotated[float, typer.Option(help="Weight of the second branch.")] = 0.5,
+    unroll: Annotated[int, typer.Option(help="Levels trained on own predictions.")] = 1,
+    expert_size: Annotated[
+        int | None, typer.Option(help="Inner width of an expert (default: the target's MLP).")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Computing type.")] = Precision.bfloat16,
+    save_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    held_out: Annotated[int, typer.Option(help="Samples kept aside for evaluation.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of initialisation, order and noise.")] = 0,
+) -> None:
+    """Train a draft head for a target.
+
+    The head, a history, its curves and the state to go on from are written to the output
+    directory at every checkpoint. Run the same command again to continue a stopped run.
+    """
+    from jakiro.sampling.params import SamplingParams
+    from jakiro.train.config import TrainConfig
+    from jakiro.train.run import Reports
+    from jakiro.train.run import train as run
+
+    config = TrainConfig(
+        method=method.value,
+        expert_size=expert_size,
+        epochs=epochs,
+        steps=steps,
+        batch_tokens=batch_tokens,
+        length=length,
+        lr=lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip_value=clip_value,
+        noise=noise,
+        feature_weight=feature_weight,
+        token_weight=token_weight,
+        second_branch=second_branch,
+        unroll=unroll,
+        seed=seed,
+        save_every=save_every,
+        held_out=held_out,
+        precision=precision.value,
+    )
+    answers = (
+        SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        if regenerate
+        else None
+    )
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        answering = bar.add_task("answering", total=None, values="", visible=regenerate)
+        training = bar.add_task("training", total=None, values="", visible=not regenerate)
+
+        def report_answers(done: int, total: int) -> None:
+            bar.update(answering, completed=done, total=total)
+
+        def report_step(step: Step) -> None:
+            accuracy = "/".join(f"{share:.3f}" for share in step.accuracy)
+            values = (
+                f"loss {step.loss:.4f}  top-1 {accuracy}  τ {step.tau:.2f}  "
+                f"{step.tokens_per_s:.0f} tokens/s"
+            )
+            bar.update(
+                training, completed=step.step, total=step.num_steps, values=values, visible=True
+            )
+
+        try:
+            run(target, data, out, config, answers, Reports(report_answers, report_step))
+        except KeyboardInterrupt:
+            console.print(
+                f"Stopped. The last checkpoint is in {out}; the same command goes on from it."
+            )
+            raise typer.Exit(130) from None
+    typer.echo(out)

@@ -1,0 +1,42 @@
+"""Writing files so that a kill or a full disk leaves the old ones or the new ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jakiro.errors import CheckpointError
+
+Writer = Callable[[Path], object]
+
+
+def replace_files(writers: Mapping[Path, Writer]) -> None:
+    """Let every writer write beside its place, flush all to disk, then put them in place in order.
+
+    Each file is replaced as a whole; a kill between two replacements leaves some old and some new.
+    Raises ``CheckpointError`` when something cannot be written; then nothing was replaced.
+    """
+    scratches = {path: path.with_name(f"{path.name}.tmp") for path in writers}
+    try:
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(scratches[path])
+            _flush(scratches[path])
+    # Libraries that write files have error types of their own.
+    except Exception as error:
+        for scratch in scratches.values():
+            scratch.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot save {path}: {error}") from error
+    for path, scratch in scratches.items():
+        os.replace(scratch, path)
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to hold ``path`` (a file, or a directory's entries) before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

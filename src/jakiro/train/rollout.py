@@ -1,0 +1,56 @@
+"""The head run on its own predictions, for every position at once.
+
+Pass 0 reads true features. Pass j reads at pair i what pass j - 1 predicted at pair i - 1, as the
+drafter does at level j + 1 of a chain whose root pair is i - j. The keys it sees are then those
+of that chain: true-feature keys up to pair i - j, and of every pass p >= 1 the one key at
+pair i - j + p (training-time test of EAGLE-3, arXiv 2503.01840; alignment of HASS, 2408.15766).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jakiro.drafters.nn import DraftHead, HeadOutput
+
+
+class _PassCache:
+    """Keeps the keys of every pass side by side."""
+
+    def __init__(self) -> None:
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        self._keys.append(keys)
+        self._values.append(values)
+        return torch.cat(self._keys, 2), torch.cat(self._values, 2)
+
+
+def rollout(
+    head: DraftHead, embeddings: Tensor, features: Tensor, passes: int, contrast: bool
+) -> list[HeadOutput]:
+    """Outputs of ``passes`` passes over ``embeddings`` and true ``features`` [B, N, H].
+
+    Output j at pair i is meaningful for i >= j: earlier pairs have no chain that long behind them.
+    """
+    batch, pairs, _ = embeddings.shape
+    positions = torch.arange(pairs, device=embeddings.device).expand(batch, -1)
+    cache = _PassCache()
+    outputs: list[HeadOutput] = []
+    for number in range(passes):
+        mask = pass_mask(pairs, number, embeddings.device) if number else None
+        outputs.append(head(embeddings, features, positions, mask, cache, contrast))
+        predicted = outputs[-1].next.to(features.dtype)
+        features = torch.cat([features[:, :1], predicted[:, :-1]], 1)
+    return outputs
+
+
+def pass_mask(pairs: int, number: int, device: torch.device) -> Tensor:
+    """Which keys of passes 0 to ``number`` a query of pass ``number`` sees: bool
+    [1, 1, N, (number + 1) N], True = may attend."""
+    query = torch.arange(pairs, device=device)[:, None]
+    key = torch.arange(pairs, device=device)[None]
+    root = query - number
+    blocks = [key <= root, *(key == root + later for later in range(1, number + 1))]
+    return torch.cat(blocks, 1)[None, None]

@@ -1,0 +1,211 @@
+"""The training loop: a function of (config, data, step), so that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+
+from jakiro.drafters.nn import DraftHead
+from jakiro.errors import CheckpointError, ConfigError
+from jakiro.hub import checkpoint
+from jakiro.hub.files import replace_files
+from jakiro.target.target import Target
+from jakiro.train.config import TrainConfig, head_config
+from jakiro.train.data import Batch, Samples
+from jakiro.train.evaluate import chain_tau, count_levels, evaluate
+from jakiro.train.features import teach
+from jakiro.train.history import History, draw
+from jakiro.train.losses import Losses, measure
+from jakiro.train.rollout import rollout
+
+STATE_FILE, HISTORY_FILE, PLOT_FILE = "training.pt", "history.jsonl", "curves.png"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step reports. ``accuracy`` per branch and ``tau`` are of the step's own batch, with
+    chains as deep as the run unrolls; ``tokens_per_s`` counts real tokens, not padding."""
+
+    step: int
+    num_steps: int
+    loss: float
+    accuracy: list[float]
+    tau: float
+    tokens_per_s: float
+
+
+class Trainer:
+    """Trains one head for ``target`` on ``samples`` and leaves everything in ``out``: the head
+    (``config.json``, ``model.safetensors``), ``training.pt`` to go on from, ``history.jsonl`` and
+    ``curves.png``.
+
+    A run that finds a ``training.pt`` continues it; a different config, data set or target then
+    raises ``ConfigError`` or ``PairMismatch``.
+    """
+
+    def __init__(self, target: Target, samples: Samples, config: TrainConfig, out: Path) -> None:
+        self.config, self.out, self._target, self._samples = config, Path(out), target, samples
+        self._accelerator = Accelerator(
+            cpu=target.device.type == "cpu",
+            mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+        )
+        torch.manual_seed(config.seed)
+        head = DraftHead(head_config(target, config)).to(target.device)
+        self._optimizer: Any = torch.optim.AdamW(
+            head.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._training, held_out = samples.split(config.held_out, config.seed)
+        self._held_out = [
+            samples.batch(indices)
+            for indices in samples.epoch(held_out, config.batch_tokens, (config.seed,))
+        ]
+        self.num_steps = config.steps or self._steps_of_epochs()
+        self.step = 0
+        self._history = History(self.out / HISTORY_FILE)
+        self.head: DraftHead
+        self.head, self._optimizer = self._accelerator.prepare(head, self._optimizer)
+
+    def run(self, report: Callable[[Progress], None] = lambda progress: None) -> DraftHead:
+        """Train to the last step, saving at every interval and at the end; returns the head."""
+        self._resume()
+        self.head.train()
+        for batch in self._batches():
+            began = time.perf_counter()
+            losses, loss = self._step(batch)
+            self.step += 1
+            progress = Progress(
+                self.step,
+                self.num_steps,
+                loss,
+                losses.accuracy()[0].tolist(),
+                chain_tau(count_levels(losses)),
+                float(batch.lengths.sum()) / (time.perf_counter() - began),
+            )
+            self._history.add(self._record(progress, losses))
+            report(progress)
+            if self.step % self.config.save_every == 0 or self.step == self.num_steps:
+                self._save()
+        return self.head
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero at the last step."""
+        config = self.config
+        if step < config.warmup:
+            return config.lr * (step + 1) / config.warmup
+        share = (step - config.warmup) / max(1, self.num_steps - config.warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    # -- one step -----------------------------------------------------------------------------
+
+    def _step(self, batch: Batch) -> tuple[Losses, float]:
+        config = self.config
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        with self._accelerator.autocast():
+            lesson = teach(self._target, batch, config.noise, generator)
+            outputs = rollout(
+                self.head, lesson.embeddings, lesson.inputs, config.unroll, config.contrast
+            )
+            losses = measure(outputs, lesson, self._target)
+            total = losses.total(config)
+        self._accelerator.backward(total)
+        self._accelerator.clip_grad_value_(self.head.parameters(), config.clip_value)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return losses, total.item()
+
+    def _record(self, progress: Progress, losses: Losses) -> dict[str, Any]:
+        """A line of the history; losses per branch are those of the first pass."""
+        return {
+            "step": progress.step,
+            "loss": progress.loss,
+            "feature_losses": losses.feature[0].tolist(),
+            "token_losses": losses.token[0].tolist(),
+            "accuracy": progress.accuracy,
+            "tau": progress.tau,
+            "lr": self.learning_rate(self.step - 1),
+            "tokens_per_s": round(progress.tokens_per_s),
+        }
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def _epoch(self, number: int) -> list[list[int]]:
+        seed = (self.config.seed, number)
+        return self._samples.epoch(self._training, self.config.batch_tokens, seed)
+
+    def _steps_of_epochs(self) -> int:
+        whole, part = divmod(self.config.epochs, 1)
+        steps = sum(len(self._epoch(number)) for number in range(int(whole)))
+        return max(1, steps + int(part * len(self._epoch(int(whole)))))
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of the steps still to do."""
+        number, passed = 0, 0
+        while passed < self.num_steps:
+            epoch = self._epoch(number)
+            for indices in epoch[max(0, self.step - passed) :][: self.num_steps - self.step]:
+                yield self._samples.batch(indices)
+            passed += len(epoch)
+            number += 1
+
+    # -- files --------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued."""
+        data = {"samples": len(self._samples), "tokens": int(self._samples.lengths.sum())}
+        return {**asdict(self.config), **data, "target": self._target.fingerprint()}
+
+    def _resume(self) -> None:
+        path = self.out / STATE_FILE
+        if not path.exists():
+            self._history.keep(0)
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            stored, step = state["identity"], int(state["step"])
+            head, optimizer = state["head"], state["optimizer"]
+        except Exception as error:  # a damaged archive raises many kinds
+            raise CheckpointError(
+                f"{path} is damaged ({error}); delete it to start again"
+            ) from error
+        for name, value in self._identity().items():
+            if stored.get(name) != value:
+                raise ConfigError(
+                    f"{path} belongs to another run: {name} was {stored.get(name)!r}, now "
+                    f"{value!r}; use the old setting, or another --out"
+                )
+        self._accelerator.unwrap_model(self.head).load_state_dict(head)
+        self._optimizer.load_state_dict(optimizer)
+        self.step = step
+        self._history.keep(step)
+
+    def _save(self) -> None:
+        """Evaluate, then write the head and the state; the state last, each whole or not at all."""
+        notes: dict[str, Any] = {"step": self.step, "training": asdict(self.config)}
+        head = self._accelerator.unwrap_model(self.head)
+        if self._held_out:
+            with self._accelerator.autocast():
+                quality = evaluate(head, self._target, self._held_out)
+            notes["held_out"] = asdict(quality)
+            self._history.add({"step": self.step, "held_out": asdict(quality)})
+        checkpoint.save(head, self.out, self._target.fingerprint(), notes, torch.float32)
+        state = {
+            "identity": self._identity(),
+            "step": self.step,
+            "head": head.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        replace_files({self.out / STATE_FILE: lambda path: torch.save(state, path)})
+        draw(self._history.read(), self.out / PLOT_FILE)
