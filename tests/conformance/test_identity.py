@@ -20,12 +20,13 @@ from jakiro.engine.engine import Completion
 from jakiro.verify import RULES
 from tests.conformance import world
 from tests.conformance.guided import Guided
+from tests.families import FAMILIES
 
 Cell = tuple[str, str, str, str, int, str]
 """Family, rule, drafter, tree, batch size, setting."""
 
 EXACT = [rule.name for rule in RULES.values() if rule.promise == "exact"]
-COLUMNS = (world.drafter_cases(), list(world.TREES), list(world.BATCHES), list(world.SETTINGS))
+COLUMNS = (world.drafter_cases(), list(world.TREES), list(world.ROWS), list(world.SETTINGS))
 
 
 def full(family: str) -> list[Cell]:
@@ -50,7 +51,7 @@ def diagonal(family: str, shift: int) -> list[Cell]:
 
 CELLS = full("llama") + [
     cell
-    for shift, family in enumerate(f for f in world.FAMILIES if f != "llama")
+    for shift, family in enumerate(f for f in FAMILIES if f != "llama")
     for cell in diagonal(family, shift)
 ]
 
@@ -58,7 +59,7 @@ CELLS = full("llama") + [
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
 def test_text_is_that_of_plain_decoding(cell: Cell) -> None:
     family, rule, case, tree, batch_size, setting = cell
-    rows = range(1) if batch_size == 1 else range(len(world.PROMPT_LENGTHS))
+    rows = world.ROWS[batch_size]
     target = world.target(family)
     texts = [[*world.prompt(row), *world.truth(family, setting, row)] for row in rows]
     drafter = Guided(world.make_drafter(case, target), texts, seed=3)
@@ -83,7 +84,7 @@ def assert_cell_proves_something(done: list[Completion]) -> None:
 
 
 def test_every_two_values_meet_in_some_cell() -> None:
-    columns = (list(world.FAMILIES), EXACT, *COLUMNS)
+    columns = (list(FAMILIES), EXACT, *COLUMNS)
     met = {(i, c[i], j, c[j]) for c in CELLS for i in range(len(c)) for j in range(i)}
     missing = [
         (one, two)
@@ -95,7 +96,7 @@ def test_every_two_values_meet_in_some_cell() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("family", world.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", world.drafter_cases())
 def test_rows_of_different_settings_share_a_batch(case: str, family: str) -> None:
     target = world.target(family)
@@ -113,7 +114,7 @@ def test_rows_of_different_settings_share_a_batch(case: str, family: str) -> Non
 
 
 @pytest.mark.parametrize("setting", world.SETTINGS)
-@pytest.mark.parametrize("family", world.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_plain_decoding_in_the_engine(family: str, setting: str) -> None:
     """The empty tree, which ``Guided`` never shows: the baseline of every speed figure."""
     target, rows = world.target(family), range(len(world.PROMPT_LENGTHS))

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
@@ -23,6 +23,7 @@ from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule
+from tests.families import FAMILIES
 from tests.oracles.plain import Settings, generate
 
 TREES = {
@@ -38,13 +39,13 @@ SETTINGS = {
     "penalised": SamplingParams(temperature=1.3, top_k=5, repetition_penalty=1.2),
     "biased": SamplingParams(temperature=0.8, min_p=0.05, logit_bias={3: 2.0, 11: -4.0, 30: 1.5}),
 }
-FAMILIES = ("llama",)
-BATCHES = (1, 3)
+ROWS = {1: (2, 0, 3), 3: (0, 1, 2, 3)}
+"""Batch size and the rows that are asked: always more than fit, so that rows leave and join."""
 SIZES = {"narrow": (2, 1, 8, 12), "wide": (4, 2, 16, 40)}
 """Heads, KV heads, head dimension and expert width of untrained heads."""
 PROMPT_LENGTHS = (9, 1, 26, 15)
 NUM_NEW = (44, 26, 37, 31)
-"""Per row: rows of a batch finish in different cycles, and a fourth joins when one has left."""
+"""Per row, so that rows of a batch finish in different cycles."""
 
 
 @cache
@@ -54,20 +55,7 @@ def target(family: str) -> Target:
 
 @cache
 def model(family: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).double().eval()
+    return FAMILIES[family]()
 
 
 @cache
