@@ -1,0 +1,134 @@
+"""Drafters at the extremes, and a target that can be made to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from jakiro.cache.kv_cache import KVCache
+from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.target.features import NO_FEATURES, FeatureSpec
+from jakiro.target.output import TargetOutput
+from jakiro.target.target import Target
+from jakiro.tree.grow import Frontier, grow
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+class TargetDrafter(Drafter):
+    """The target as its own draft model: the whole text again for every node, no cache."""
+
+    name = "target"
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._texts: list[list[int]] = []
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        self._texts.append(list(ids))
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        paths = [
+            [[*text, root]] for text, root in zip(self._texts, request.roots.tolist(), strict=True)
+        ]
+
+        def expand(frontier: Frontier) -> Tensor:
+            nonlocal paths
+            tokens, rows = frontier.tokens.tolist(), frontier.parent_rows.tolist()
+            paths = [
+                [[*above[row], token] for token, row in zip(*nodes, strict=True)]
+                for above, *nodes in zip(paths, tokens, rows, strict=True)
+            ]
+            return request.noise.scores(self._logits(paths), frontier.depth + 1)
+
+        first = request.noise.scores(self._logits(paths), 1)[:, 0]
+        return grow(request.plan, request.roots, first, expand, request.depth_caps)
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        for row, path in enumerate(verdict.paths):
+            self._texts[row] += tree.tokens[row, path].tolist()
+
+    def keep(self, rows: list[int]) -> None:
+        self._texts = [self._texts[row] for row in rows]
+
+    def _logits(self, paths: list[list[list[int]]]) -> Tensor:
+        """[B, K, V] of the last token of each text; the texts of a row are equally long."""
+        each = [self._target.model(torch.tensor(texts)).logits[:, -1] for texts in paths]
+        return torch.stack(each)
+
+
+class Scripted(Drafter):
+    """A chain made of the right continuation by ``change``; ``texts`` are whole answers."""
+
+    name = "scripted"
+
+    def __init__(
+        self,
+        texts: Iterable[Sequence[int]],
+        change: Callable[[list[int]], list[int]] = lambda right: right,
+    ) -> None:
+        self._texts = [list(text) for text in texts]
+        self._change = change
+        self._rows: list[list[int]] = []
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        (text,) = (text for text in self._texts if text[: len(ids)] == ids)
+        self._rows.append(text)
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        chains = []
+        for row, root in enumerate(request.roots.tolist()):
+            depth = min(request.depth_caps[row], request.plan.depth)
+            start = request.lengths[row] + 1
+            chains.append([root, *self._change(self._rows[row][start : start + depth])])
+        return chain_tree(chains)
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        """The script is written."""
+
+    def keep(self, rows: list[int]) -> None:
+        self._rows = [self._rows[row] for row in rows]
+
+
+def chain_tree(chains: list[list[int]]) -> TokenTree:
+    """Chains of different length, root included, as one tree."""
+    size = max(map(len, chains))
+    tokens = torch.tensor([chain + [0] * (size - len(chain)) for chain in chains])
+    valid = torch.tensor([[i < len(chain) for i in range(size)] for chain in chains])
+    return TokenTree(tokens, torch.arange(-1, size - 1).repeat(len(chains), 1), valid)
+
+
+class PoisonedTarget(Target):
+    """A target whose logits and features are NaN for one row of its ``when``-th verification."""
+
+    row, when = 1, 3
+    num_verified = 0
+
+    def verify(
+        self, tree: TokenTree, cache: KVCache, needs: FeatureSpec = NO_FEATURES
+    ) -> TargetOutput:
+        out = super().verify(tree, cache, needs)
+        if len(tree.tokens) > self.row:
+            self.num_verified += 1
+            if self.num_verified == self.when:
+                for tensor in (out.logits, out.features):
+                    if tensor is not None:
+                        tensor[self.row] = torch.nan
+        return out
+
+
+EVERY_PLAN = (
+    TreePlan.chain(1),
+    TreePlan.chain(7),
+    TreePlan("dynamic", depth=1, width=4, budget=4),
+    TreePlan("dynamic", depth=2, width=1, budget=1),
+    TreePlan("dynamic", depth=3, width=6, budget=5),
+    TreePlan("dynamic", depth=6, width=2, budget=40),
+    TreePlan("dynamic", depth=2, width=70, budget=30),
+    TreePlan.parse("static:eagle1"),
+    TreePlan.static(((2,), (0,), (1,), (2, 1), (2, 0), (2, 1, 3))),
+)
+"""Shapes at their edges: budgets below and above the pool, a width above the vocabulary."""
