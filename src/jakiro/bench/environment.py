@@ -1,0 +1,85 @@
+"""What a figure must say about where it was taken."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import jakiro
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Hardware, versions, commit and date (UTC, ISO 8601) of a run."""
+
+    cpu: str
+    num_cores: int
+    num_threads: int
+    accelerator: str | None
+    system: str
+    python: str
+    versions: dict[str, str]
+    commit: str | None
+    """With ``+changes`` where the work tree differs from it; None outside a checkout."""
+    date: str
+
+
+def environment() -> Environment:
+    """The environment of this process."""
+    return Environment(
+        cpu=_cpu(),
+        num_cores=os.cpu_count() or 1,
+        num_threads=torch.get_num_threads(),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions={"jakiro": jakiro.__version__} | _versions(),
+        commit=_commit(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or "unknown")
+
+
+def _commit() -> str | None:
+    """Of the checkout this package runs from."""
+    home = Path(__file__).parent
+    try:
+        commit = _git(home, "rev-parse", "--short=12", "HEAD")
+        changes = _git(home, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+changes" if changes else commit
+
+
+def _git(where: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(where), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
