@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead, HeadConfig
@@ -51,8 +51,8 @@ def save(
     }
     replace_files(
         {
-            Path(directory) / WEIGHTS_FILE: lambda path: save_file(
-                tensors, path, metadata={"weights": digest}
+            Path(directory) / WEIGHTS_FILE: lambda path: path.write_bytes(
+                serialise(tensors, metadata={"weights": digest})
             ),
             Path(directory) / CONFIG_FILE: lambda path: path.write_text(
                 json.dumps(config, indent=2) + "\n"
@@ -72,7 +72,7 @@ def load(
     directory = Path(directory)
     config = read_config(directory)
     if fingerprint is not None:
-        _check_target(directory, config["target"], fingerprint)
+        check_target(directory, config["target"], fingerprint)
     head = _build(directory, config["head"])
     tensors = _read_tensors(directory, config["weights"], head.state_dict())
     head.load_state_dict(tensors, strict=True, assign=True)
@@ -151,12 +151,14 @@ def _check_shapes(
             )
 
 
-def _check_target(directory: Path, stored: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+def check_target(path: Path, stored: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    """Raise ``PairMismatch``, naming the difference, unless the fingerprint ``stored`` with the
+    head at ``path`` is that of the ``actual`` target."""
     for name in sorted({*stored, *actual}):
         mine, theirs = stored.get(name), actual.get(name)
         if mine != theirs:
             raise PairMismatch(
-                f"the head in {directory} was made for another target: {name} is {mine!r} there "
+                f"the head in {path} was made for another target: {name} is {mine!r} there "
                 f"and {theirs!r} in this target; use the target it was trained on, or train a "
                 "head for this one"
             )

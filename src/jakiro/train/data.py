@@ -115,8 +115,8 @@ class Samples:
         in an order that ``seed`` decides alone."""
         rng = np.random.default_rng(seed)
         order = rng.permutation(indices)
-        mean = max(1.0, float(self.lengths[indices].mean()))
-        pool = max(1, int(_POOL * batch_tokens / mean))
+        mean = self.lengths[indices].sum() / max(1, len(indices))
+        pool = max(1, int(_POOL * batch_tokens / max(1, mean)))
         batches: list[list[int]] = []
         for start in range(0, len(order), pool):
             current: list[int] = []

@@ -62,7 +62,7 @@ def measure(outputs: Sequence[HeadOutput], lesson: Lesson, target: Target) -> Lo
             weights.append((pair >= number).float())
     shape = (len(outputs), len(predictions) // len(outputs))
     predicted, weight = torch.stack(predictions), torch.stack(weights)
-    share = weight / (weight.sum(1, keepdim=True) + 1e-5)
+    share = weight / weight.sum(1, keepdim=True).clamp_min(1)
     distance = F.smooth_l1_loss(predicted, truth.expand_as(predicted), reduction="none").mean(-1)
     token, hit = _SoftCrossEntropy.apply(predicted, truth, share, target)  # type: ignore[no-untyped-call]
     dense = torch.zeros(2, len(weight), batch * length, dtype=torch.bool, device=truth.device)

@@ -52,10 +52,7 @@ class Trainer:
 
     def __init__(self, target: Target, samples: Samples, config: TrainConfig, out: Path) -> None:
         self.config, self.out, self._target, self._samples = config, Path(out), target, samples
-        self._accelerator = Accelerator(
-            cpu=target.device.type == "cpu",
-            mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-        )
+        self._accelerator = Accelerator(cpu=target.device.type == "cpu")
         torch.manual_seed(config.seed)
         head = DraftHead(head_config(target, config)).to(target.device)
         self._optimizer: Any = torch.optim.AdamW(
@@ -113,7 +110,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        with self._accelerator.autocast():
+        with self._autocast():
             lesson = teach(self._target, batch, config.noise, generator)
             outputs = rollout(
                 self.head, lesson.embeddings, lesson.inputs, config.unroll, config.contrast
@@ -125,6 +122,11 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return losses, total.item()
+
+    def _autocast(self) -> torch.autocast:
+        # Not the accelerator's: its precision is a setting of the whole process.
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self._target.device.type, torch.bfloat16, enabled=enabled)
 
     def _record(self, progress: Progress, losses: Losses) -> dict[str, Any]:
         """A line of the history; losses per branch are those of the first pass."""
@@ -164,8 +166,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
-        data = {"samples": len(self._samples), "tokens": int(self._samples.lengths.sum())}
-        return {**asdict(self.config), **data, "target": self._target.fingerprint()}
+        tokens = int(self._samples.lengths.sum())
+        return {**asdict(self.config), "samples": len(self._samples), "tokens": tokens}
 
     def _resume(self) -> None:
         path = self.out / STATE_FILE
@@ -174,12 +176,13 @@ class Trainer:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            stored, step = state["identity"], int(state["step"])
+            stored, target, step = state["identity"], state["target"], int(state["step"])
             head, optimizer = state["head"], state["optimizer"]
         except Exception as error:  # a damaged archive raises many kinds
             raise CheckpointError(
                 f"{path} is damaged ({error}); delete it to start again"
             ) from error
+        checkpoint.check_target(path, target, self._target.fingerprint())
         for name, value in self._identity().items():
             if stored.get(name) != value:
                 raise ConfigError(
@@ -196,13 +199,15 @@ class Trainer:
         notes: dict[str, Any] = {"step": self.step, "training": asdict(self.config)}
         head = self._accelerator.unwrap_model(self.head)
         if self._held_out:
-            with self._accelerator.autocast():
+            with self._autocast():
                 quality = evaluate(head, self._target, self._held_out)
             notes["held_out"] = asdict(quality)
             self._history.add({"step": self.step, "held_out": asdict(quality)})
-        checkpoint.save(head, self.out, self._target.fingerprint(), notes, torch.float32)
+        target = self._target.fingerprint()
+        checkpoint.save(head, self.out, target, notes, torch.float32)
         state = {
             "identity": self._identity(),
+            "target": target,
             "step": self.step,
             "head": head.state_dict(),
             "optimizer": self._optimizer.state_dict(),

@@ -1,0 +1,166 @@
+"""Masks, losses and noise against formulas written out longhand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jakiro.drafters.nn import DraftHead, HeadOutput
+from jakiro.target.target import Target
+from jakiro.train import losses
+from jakiro.train.config import TrainConfig, head_config
+from jakiro.train.data import Batch, Samples
+from jakiro.train.evaluate import chain_tau, count_levels
+from jakiro.train.features import add_noise, teach
+from jakiro.train.losses import Losses, measure
+from jakiro.train.rollout import rollout
+
+
+def one_batch(marks: list[bool]) -> Batch:
+    ids = torch.arange(3, 3 + len(marks))[None]
+    return Batch(ids, torch.tensor([len(marks)]), torch.tensor([marks]))
+
+
+def longhand(target: Target, predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Feature and token loss of one position, from the formulas."""
+    distance = (predicted - truth).abs()
+    feature = torch.where(distance < 1, 0.5 * distance**2, distance - 0.5).mean()
+    teacher = target.lm_head(truth).softmax(-1)
+    token = -(teacher * target.lm_head(predicted).log_softmax(-1)).sum()
+    return feature, token
+
+
+def test_the_mask_goes_by_the_predicted_token(target: Target) -> None:
+    # Of five tokens, 2 and 4 are the assistant's. The features that decide them are 1 and 3.
+    # Branch 1 of pair i predicts feature i + 1: pairs 0 and 2 count. Branch 2 predicts feature
+    # i + 2: only pair 1 counts, for no pair lies two before feature 1.
+    lesson = teach(target, one_batch([False, False, True, False, True]))
+    assert lesson.wanted.tolist() == [[False, True, False, True, False]]
+    torch.manual_seed(0)
+    next_, after = torch.randn(2, 1, 4, 32).unbind()
+    result = measure([HeadOutput(next_, after)], lesson, target)
+    truth = lesson.features[0]
+    first = [longhand(target, next_[0, i], truth[i + 1]) for i in (0, 2)]
+    second = longhand(target, after[0, 1], truth[3])
+    torch.testing.assert_close(result.feature[0, 0], (first[0][0] + first[1][0]) / 2)
+    torch.testing.assert_close(result.token[0, 0], (first[0][1] + first[1][1]) / 2)
+    torch.testing.assert_close(result.feature[0, 1], second[0])
+    torch.testing.assert_close(result.token[0, 1], second[1])
+    assert result.valid[0, :, 0].tolist() == [
+        [False, True, False, True, False],
+        [False, False, False, True, False],
+    ]
+    config = TrainConfig(feature_weight=1.0, token_weight=0.1, second_branch=0.5)
+    total = result.feature[0] @ torch.tensor([1.0, 0.5]) + result.token[0] @ torch.tensor(
+        [0.1, 0.05]
+    )
+    torch.testing.assert_close(result.total(config), total)
+
+
+def test_later_passes_leave_out_pairs_without_a_chain(target: Target) -> None:
+    lesson = teach(target, one_batch([True] * 6))
+    output = HeadOutput(torch.zeros(1, 5, 32), torch.zeros(1, 5, 32))
+    result = measure([output, output], lesson, target)
+    counted = [[valid[0].nonzero()[:, 0].tolist() for valid in each] for each in result.valid]
+    assert counted == [[[1, 2, 3, 4], [2, 3, 4]], [[2, 3, 4], [3, 4]]]
+
+
+@pytest.mark.parametrize("budget", [40, 1 << 20])
+def test_gradients_are_those_of_the_plain_formula(
+    target: Target, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses._CHUNK_ELEMENTS, "cpu", budget)
+    lesson = teach(target, one_batch([False, True, True, True, True, False, True]))
+    torch.manual_seed(0)
+    next_, after = (torch.randn(1, 6, 32, requires_grad=True) for _ in range(2))
+    config = TrainConfig(token_weight=0.7)
+    measure([HeadOutput(next_, after)], lesson, target).total(config).backward()
+    places = lesson.wanted[0].nonzero()[:, 0]
+    expected = torch.zeros(())
+    for branch, weight, ahead in ((next_, 1.0, 1), (after, 0.5, 2)):
+        own = places[places >= ahead]
+        predicted, truth = branch[0, own - ahead], lesson.features[0, own]
+        teacher = target.lm_head(truth).softmax(-1).detach()
+        token = F.cross_entropy(target.lm_head(predicted), teacher)
+        expected = expected + weight * (F.smooth_l1_loss(predicted, truth) + 0.7 * token)
+    for actual, wanted in zip(
+        (next_.grad, after.grad), torch.autograd.grad(expected, (next_, after)), strict=True
+    ):
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_hits_compare_with_the_first_choice_of_the_target(target: Target) -> None:
+    lesson = teach(target, one_batch([True] * 5))
+    right = lesson.features[:, 1:].clone()
+    right[0, 2] = -right[0, 2]
+    result = measure([HeadOutput(right, None)], lesson, target)
+    assert result.hits[0, 0, 0].tolist() == [False, True, True, False, False]
+    assert result.accuracy()[0].tolist() == pytest.approx([2 / 3])
+
+
+def test_a_batch_without_a_wanted_token_has_no_loss(target: Target) -> None:
+    lesson = teach(target, one_batch([True, True, False, False]))
+    output = HeadOutput(torch.ones(1, 3, 32, requires_grad=True), None)
+    total = measure([output], lesson, target).total(TrainConfig(method="eagle2"))
+    total.backward()
+    assert total.item() == 0
+
+
+def test_gradients_reach_the_head_alone(target: Target, samples: Samples) -> None:
+    config = TrainConfig(unroll=2)
+    head = DraftHead(head_config(target, config))
+    before = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
+    lesson = teach(target, samples.batch([0, 1, 2]), 0.2)
+    assert not lesson.embeddings.requires_grad
+    outputs = rollout(head, lesson.embeddings, lesson.inputs, config.unroll, True)
+    measure(outputs, lesson, target).total(config).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert all(parameter.grad is None for parameter in target.model.parameters())
+    for name, tensor in target.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_noise_is_uniform_and_shrinks_with_the_length_of_each_row() -> None:
+    features = torch.full((2, 400, 64), 3.0)
+    lengths = torch.tensor([1024, 256])
+    noisy = add_noise(features, lengths, 0.2, torch.Generator().manual_seed(0)) - features
+    for row, length in zip(noisy, lengths.tolist(), strict=True):
+        width = 0.2 * 512 / length
+        assert row.min() >= -width / 2 - 1e-6
+        assert row.max() <= width / 2 + 1e-6
+        assert row.std().item() == pytest.approx(width / 12**0.5, rel=0.02)
+        assert row.mean().item() == pytest.approx(0, abs=0.01 * width)
+    again = add_noise(features, lengths, 0.2, torch.Generator().manual_seed(0)) - features
+    assert torch.equal(noisy, again)
+
+
+def test_noise_falls_on_inputs_and_never_on_what_is_predicted(
+    target: Target, samples: Samples
+) -> None:
+    batch = samples.batch([0, 1])
+    clean = teach(target, batch)
+    noisy = teach(target, batch, 0.2, torch.Generator().manual_seed(0))
+    assert torch.equal(clean.features, noisy.features)
+    assert torch.equal(clean.inputs, clean.features[:, :-1])
+    assert (noisy.inputs != clean.inputs).float().mean() > 0.99
+
+
+def test_chains_are_judged_along_the_diagonal() -> None:
+    # Pass 0 is right at features 1, 2, 4; pass 1 at 3; the last level (branch 2) at 4.
+    hits = torch.zeros(2, 2, 1, 6, dtype=torch.bool)
+    valid = torch.zeros_like(hits)
+    for place in (1, 2, 4):
+        hits[0, 0, 0, place] = True
+    hits[1, 0, 0, 3] = hits[1, 1, 0, 4] = True
+    for number in range(2):
+        for branch in range(2):
+            valid[number, branch, 0, 1 + number + branch :] = True
+    levels = count_levels(Losses(torch.empty(2, 2), torch.empty(2, 2), hits, valid))
+    # Roots 1, 2, 4 pass the first of five; of these, pass 1 judges 2, 3, 5 and passes 3 (root 2);
+    # branch 2 judges 4 and passes it.
+    assert levels.tolist() == [[3, 1, 1], [5, 3, 1]]
+    assert chain_tau(levels) == pytest.approx(1 + 3 / 5 + 1 / 5 + 1 / 5)

@@ -1,0 +1,244 @@
+"""The loop: it learns, and a run cut anywhere ends as the same run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jakiro.errors import CheckpointError, ConfigError, JakiroError, PairMismatch
+from jakiro.hub import checkpoint
+from jakiro.target.target import Target
+from jakiro.train.config import TrainConfig
+from jakiro.train.data import Samples
+from jakiro.train.history import History, draw
+from jakiro.train.trainer import HISTORY_FILE, STATE_FILE, Progress, Trainer
+from tests.train.support import samples_of, tiny_target
+
+SHORT = {
+    "steps": 12,
+    "batch_tokens": 48,
+    "lr": 1e-3,
+    "warmup": 2,
+    "save_every": 4,
+    "held_out": 1,
+    "unroll": 2,
+    "precision": "float32",
+}
+
+
+def short(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{**SHORT, **changes})
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    records = History(out / HISTORY_FILE).read()
+    for record in records:
+        record.pop("tokens_per_s", None)
+    return records
+
+
+@pytest.mark.parametrize("method", ["jakiro", "eagle2"])
+def test_it_learns_by_heart(method: str, target: Target, samples: Samples, out: Path) -> None:
+    config = TrainConfig(
+        method=method,
+        steps=250,
+        batch_tokens=1000,
+        lr=1e-2,
+        warmup=20,
+        noise=0,
+        held_out=0,
+        save_every=250,
+        precision="float32",
+        expert_size=128,
+    )
+    Trainer(target, samples, config, out).run()
+    records = history(out)
+    first, last = (torch.tensor(records[place]["feature_losses"]) for place in (0, -1))
+    assert len(first) == (2 if method == "jakiro" else 1)
+    assert (first / last > 10).all()
+    assert min(records[-1]["accuracy"]) > 0.9
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(
+    target: Target, samples: Samples, out: Path
+) -> None:
+    whole = out.with_name("whole")
+    Trainer(target, samples, short(), whole).run()
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(target, samples, short(), out).run(stop)
+    assert [record["step"] for record in history(out)][-1] == 7
+    steps: list[int] = []
+    Trainer(target, samples, short(), out).run(lambda progress: steps.append(progress.step))
+    assert steps == list(range(5, 13))
+    assert history(out) == history(whole)
+    ours, theirs = (checkpoint.load(place).state_dict() for place in (out, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_stays_finished(target: Target, samples: Samples, out: Path) -> None:
+    Trainer(target, samples, short(steps=4), out).run()
+    before = (out / HISTORY_FILE).read_bytes()
+    steps: list[int] = []
+    Trainer(target, samples, short(steps=4), out).run(lambda p: steps.append(p.step))
+    assert steps == []
+    assert (out / HISTORY_FILE).read_bytes() == before
+
+
+KILLED = """
+import sys, time, warnings
+from pathlib import Path
+import torch
+from jakiro.train.trainer import Trainer
+from tests.train.support import samples_of, tiny_target
+from tests.train.test_trainer import short
+torch.set_num_threads(1)
+Trainer(tiny_target(), samples_of(8, 16), short(), Path(sys.argv[1])).run(
+    lambda progress: time.sleep(60 if progress.step == 7 else 0)
+)
+"""
+
+
+def test_a_kill_loses_at_most_one_interval(target: Target, samples: Samples, out: Path) -> None:
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(out)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not history(out) or history(out)[-1]["step"] < 7:
+        assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()  # type: ignore[union-attr]
+    assert checkpoint.read_config(out)["notes"]["step"] == 4
+    checkpoint.load(out, target.fingerprint())
+
+    # A kill in the middle of a write leaves half a line and scratch files behind.
+    with (out / HISTORY_FILE).open("a") as file:
+        file.write('{"step": 8, "lo')
+    (out / f"{STATE_FILE}.tmp").write_bytes(b"half")
+    Trainer(target, samples, short(), out).run()
+    whole = out.with_name("whole")
+    Trainer(target, samples, short(), whole).run()
+    assert history(out) == history(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"lr": 2e-3}, r"lr was 0\.001, now 0\.002"), ({"steps": 24}, "steps was 12, now 24")],
+)
+def test_another_config_does_not_continue_a_run(
+    target: Target, samples: Samples, out: Path, change: dict[str, Any], message: str
+) -> None:
+    Trainer(target, samples, short(), out).run()
+    with pytest.raises(ConfigError, match=message):
+        Trainer(target, samples, short(**change), out).run()
+    with pytest.raises(ConfigError, match="samples was 8, now 9"):
+        Trainer(target, samples_of(9, 16), short(), out).run()
+
+
+def test_another_target_does_not_continue_a_run(samples: Samples, out: Path) -> None:
+    Trainer(tiny_target(), samples, short(), out).run()
+    other = tiny_target()
+    other.model.get_input_embeddings().weight.data.mul_(2)
+    with pytest.raises(PairMismatch, match="another target"):
+        Trainer(other, samples, short(), out).run()
+
+
+def test_a_damaged_state_is_named(target: Target, samples: Samples, out: Path) -> None:
+    Trainer(target, samples, short(), out).run()
+    path = out / STATE_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
+        Trainer(target, samples, short(), out).run()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    target: Target, samples: Samples, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(progress: Progress) -> None:
+        def no_space(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        if progress.step == 7:
+            monkeypatch.setattr(os, "fsync", no_space)
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        Trainer(target, samples, short(), out).run(fill)
+    monkeypatch.undo()
+    assert checkpoint.read_config(out)["notes"]["step"] == 4
+    checkpoint.load(out)
+    assert not list(out.glob("*.tmp"))
+
+
+def test_the_learning_rate_rises_then_follows_a_cosine(
+    target: Target, samples: Samples, out: Path
+) -> None:
+    trainer = Trainer(target, samples, short(steps=22, warmup=2, lr=1.0), out)
+    rates = [trainer.learning_rate(step) for step in (0, 1, 2, 12, 22)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_epochs_are_counted_in_batches(target: Target, samples: Samples, out: Path) -> None:
+    config = short(steps=None, epochs=2.5, held_out=0, batch_tokens=16)
+    trainer = Trainer(target, samples, config, out)
+    assert trainer.num_steps == 20
+    seen: list[int] = []
+    trainer.run(lambda progress: seen.append(progress.step))
+    assert seen == list(range(1, 21))
+
+
+def test_bfloat16_trains_float32_weights(samples: Samples, out: Path) -> None:
+    config = short(precision="bfloat16")
+    Trainer(tiny_target(torch.bfloat16), samples, config, out).run()
+    records = [record for record in history(out) if "loss" in record]
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert {tensor.dtype for tensor in checkpoint.load(out).state_dict().values()} == {
+        torch.float32
+    }
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    steps = [{"step": n, "loss": 1 / n, "accuracy": [0.5, 0.3], "tau": 2.0} for n in range(1, 9)]
+    mark = {"step": 8, "held_out": {"accuracy": [0.4, 0.2], "tau": 1.9}}
+    assert draw([*steps, mark], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "medusa"}, "unknown head method 'medusa'"),
+        ({"unroll": 0}, "unroll must be at least 1"),
+        ({"length": 3}, "length must be at least 4"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"noise": -1.0}, "noise must not be negative"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"precision": "int8"}, "precision must be float32 or bfloat16"),
+    ],
+)
+def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        TrainConfig(**change)
+    assert isinstance(caught.value, JakiroError)
