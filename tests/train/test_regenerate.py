@@ -1,0 +1,115 @@
+"""The target's own answers: turn by turn, resumable, tied to their data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jakiro.drafters.none import NoDrafter
+from jakiro.engine.engine import Engine
+from jakiro.errors import ConfigError, DataError
+from jakiro.sampling.params import SamplingParams
+from jakiro.target.target import Target
+from jakiro.train.data import Message, Record
+from jakiro.train.regenerate import regenerate
+from jakiro.verify import find
+from tests.train.support import VOCABULARY
+
+PARAMS = SamplingParams(max_new_tokens=6, temperature=1.0, seed=5)
+
+
+def conversation(*turns: str) -> list[Message]:
+    return [
+        {"role": ("user", "assistant")[place % 2], "content": turn}
+        for place, turn in enumerate(turns)
+    ]
+
+
+RECORDS = [
+    Record("a:1", conversation("w1 w2", "w3", "w4", "w5")),
+    Record("a:2", text="w1 w2 w3"),
+    Record("a:3", conversation("w6", "w7")),
+    Record("a:4", conversation("w6", "w7")),
+]
+
+
+@pytest.fixture
+def engine(target: Target, tokenizer: Any) -> Engine:
+    return Engine(
+        target, NoDrafter(), find("match"), tokenizer=tokenizer, eos_ids=range(VOCABULARY - 8)
+    )
+
+
+def test_every_answer_is_the_targets_own(engine: Engine, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    path = tmp_path / "answers.jsonl"
+    answered = list(regenerate(engine, RECORDS, path, PARAMS, lambda *done: told.append(done)))
+    assert [record.place for record in answered] == ["a:1", "a:2", "a:3", "a:4"]
+    assert answered[1] == RECORDS[1]
+    assert told[0] == (0, 3)
+    assert told[-1] == (3, 3)
+    messages = answered[0].messages
+    assert messages is not None
+    assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
+    for seed, record in zip((5, 6, 7), (answered[0], answered[2], answered[3]), strict=True):
+        assert record.messages is not None
+        for place in range(1, len(record.messages), 2):
+            params = SamplingParams(max_new_tokens=6, temperature=1.0, seed=seed)
+            (alone,) = engine.generate([record.messages[:place]], [params])
+            assert record.messages[place]["content"] == alone.text
+    # The same prompt twice is answered with other noise.
+    assert answered[2].messages != answered[3].messages
+
+
+def test_all_turns_are_answered_while_answers_end(engine: Engine, tmp_path: Path) -> None:
+    params = SamplingParams(max_new_tokens=1, seed=0, stop_token_ids=tuple(range(VOCABULARY)))
+    (first, *_) = regenerate(engine, RECORDS, tmp_path / "answers.jsonl", params)
+    assert first.messages is not None
+    assert [m["content"] for m in first.messages[::2]] == ["w1 w2", "w4"]
+    assert len(first.messages) == 4
+
+
+def test_a_prompt_past_the_context_ends_its_conversation(engine: Engine, tmp_path: Path) -> None:
+    long = " ".join(["w1"] * 200)
+    records = [
+        Record("a:1", conversation(long, "w2")),
+        Record("a:2", conversation("w6", "w7", long, "w8")),
+    ]
+    answered = list(regenerate(engine, records, tmp_path / "answers.jsonl", PARAMS))
+    assert [record.place for record in answered] == ["a:2"]
+    assert answered[0].messages is not None
+    assert [m["role"] for m in answered[0].messages] == ["user", "assistant"]
+
+
+def test_answers_in_place_are_not_generated_again(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    whole = list(regenerate(engine, RECORDS, path, PARAMS))
+    lines = path.read_text().splitlines(keepends=True)
+    # A kill after two conversations, in the middle of the third line.
+    path.write_text("".join(lines[:2]) + lines[2][:15])
+    asked: list[int] = []
+    generate = engine.generate
+
+    def counted(prompts: Any, params: Any) -> Any:
+        asked.append(len(prompts))
+        return generate(prompts, params)
+
+    monkeypatch.setattr(engine, "generate", counted)
+    assert list(regenerate(engine, RECORDS, path, PARAMS)) == whole
+    assert asked == [1]
+    assert path.read_text() == "".join(lines)
+
+
+def test_answers_to_other_data_are_refused(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"place": "b:1", "messages": []}) + "\n")
+    with pytest.raises(ConfigError, match=r"answers to other data \(b:1\)"):
+        list(regenerate(engine, RECORDS, path, PARAMS))
+    path.write_text("nonsense\n")
+    with pytest.raises(DataError, match="line 1 is damaged"):
+        list(regenerate(engine, RECORDS, path, PARAMS))

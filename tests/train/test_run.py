@@ -1,0 +1,73 @@
+"""``jakiro train`` from a directory and a file to a head that loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from jakiro.cli.train import train
+from jakiro.errors import DataError
+from jakiro.hub import checkpoint
+from jakiro.target.target import Target
+
+CONVERSATION = {
+    "messages": [
+        {"role": "user", "content": "w1 w2 w3"},
+        {"role": "assistant", "content": "w4 w5 w6 w7"},
+    ]
+}
+QUICK = ["--steps", "3", "--save-every", "2", "--warmup", "1", "--precision", "float32"]
+
+
+def invoke(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(train)
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def directory(target: Target, tokenizer: Any, tmp_path: Path) -> Path:
+    target.model.save_pretrained(tmp_path / "target")
+    tokenizer.save_pretrained(tmp_path / "target")
+    lines = [CONVERSATION] * 6 + [{"text": "w1 w2 w3 w4 w5"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["jakiro", "eagle2"])
+def test_a_run_leaves_a_head_that_fits_its_target(
+    directory: Path, target: Target, method: str
+) -> None:
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    out = directory / "head"
+    result = invoke(*places, "--out", str(out), "--method", method, "--regenerate", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}\n"
+    head = checkpoint.load(out, target.fingerprint())
+    assert head.config.method == method
+    assert head.config.expert_size == 48
+    notes = checkpoint.read_config(out)["notes"]
+    assert notes["step"] == 3
+    assert 1 <= notes["held_out"]["tau"] <= 7
+    assert len((out / "regenerated.jsonl").read_text().splitlines()) == 6
+    assert {"history.jsonl", "curves.png", "training.pt"} <= {path.name for path in out.iterdir()}
+
+
+def test_bad_data_stops_before_anything_is_written(directory: Path) -> None:
+    (directory / "data.jsonl").write_text("{")
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    result = invoke(*places, "--out", str(directory / "head"), *QUICK)
+    assert isinstance(result.exception, DataError)
+    assert not list((directory / "head").glob("*"))
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, jakiro.cli.train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
