@@ -1,13 +1,13 @@
 """Tiny random models of many families, for every test that needs a target.
 
-Float64, vocabulary 64, two layers, context 96; windows of 8, so that ordinary texts are longer
-than they are. The weights are large enough that answers vary, and the seed is fixed.
+Float64, vocabulary 64, two layers, contexts of 80 to 96; windows of 8, so that ordinary texts are
+longer than they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers as hf
@@ -31,61 +31,83 @@ _LLAMA_LIKE: dict[str, Any] = {
 }
 
 
+class Weights(NamedTuple):
+    """Standard deviations of the matrices and of the input embedding, and the seed: chosen so that
+    forty greedy tokens hold about twenty distinct ones, whatever the prompt."""
+
+    matrices: float = 0.7
+    embedding: float = 0.3
+    seed: int = 2
+
+
+DEFAULT = Weights()
+
+
 def build(
     model: type[hf.PreTrainedModel],
     config: hf.PreTrainedConfig,
-    std: float = 0.3,
-    dtype: torch.dtype = torch.float64,
+    weights: Weights = DEFAULT,
 ) -> hf.PreTrainedModel:
-    """A model in eval mode whose matrices are normal with ``std``; norms and biases stay."""
+    """A float64 model in eval mode with normal matrices; biases and most norms stay as made."""
     # Grouped matrix products of the mixture models refuse double.
     config._experts_implementation = "eager"
-    built = model(config).to(dtype).eval()
-    generator = torch.Generator().manual_seed(1)
+    built = model(config).double().eval()
+    generator = torch.Generator().manual_seed(weights.seed)
+    embedding = built.get_input_embeddings().weight
     with torch.no_grad():
-        for parameter in built.parameters():
+        for name, parameter in built.named_parameters():
             if parameter.ndim > 1:
+                std = weights.embedding if parameter is embedding else weights.matrices
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.copy_(std * noise)
+            elif "q_norm" in name or "k_norm" in name:
+                parameter.fill_(2.0)  # else attention is too even to tell texts apart
     return built
 
 
-def _llama_like(name: str, **changes: Any) -> Callable[[], hf.PreTrainedModel]:
+def _llama_like(
+    name: str, weights: Weights = DEFAULT, **changes: Any
+) -> Callable[[], hf.PreTrainedModel]:
     def make() -> hf.PreTrainedModel:
-        model, config = getattr(hf, f"{name}ForCausalLM"), getattr(hf, f"{name}Config")
-        if name == "Gemma3":
-            config = hf.Gemma3TextConfig
-        return build(model, config(**(_LLAMA_LIKE | changes)))
+        config = hf.Gemma3TextConfig if name == "Gemma3" else getattr(hf, f"{name}Config")
+        return build(getattr(hf, f"{name}ForCausalLM"), config(**(_LLAMA_LIKE | changes)), weights)
 
     return make
 
 
 def _gpt_neox() -> hf.PreTrainedModel:
     sizes = {k: v for k, v in _LLAMA_LIKE.items() if k != "num_key_value_heads"}
-    return build(hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**sizes))
+    return build(
+        hf.GPTNeoXForCausalLM,
+        hf.GPTNeoXConfig(**sizes | {"max_position_embeddings": 88}),
+        Weights(1.0, 0.3, 38),
+    )
 
 
 def _gpt2() -> hf.PreTrainedModel:
     names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
     shared = {name: _LLAMA_LIKE[name] for name in names}
-    sizes = {"n_positions": CONTEXT, "n_embd": 32, "n_layer": 2, "n_head": 4}
-    return build(hf.GPT2LMHeadModel, hf.GPT2Config(**sizes, **shared))
+    sizes = {"n_positions": 80, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return build(hf.GPT2LMHeadModel, hf.GPT2Config(**sizes, **shared), Weights(1.0, 0.03, 3))
 
 
 FAMILIES: dict[str, Callable[[], hf.PreTrainedModel]] = {
     "llama": _llama_like("Llama"),
-    "qwen3": _llama_like("Qwen3", head_dim=8),
-    "mistral": _llama_like("Mistral", sliding_window=WINDOW),
+    "qwen3": _llama_like("Qwen3", Weights(0.7, 0.1, 5), head_dim=8),
+    "mistral": _llama_like("Mistral", Weights(1.0, 0.1, 1), sliding_window=WINDOW),
     "gemma3": _llama_like(
         "Gemma3",
+        Weights(0.4, 1.0, 3),
         head_dim=8,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "full_attention"],
     ),
     "gpt_neox": _gpt_neox,
     "gpt2": _gpt2,
-    "mixtral": _llama_like("Mixtral", num_local_experts=4, num_experts_per_tok=2),
-    "phi3": _llama_like("Phi3", sliding_window=WINDOW),
-    "olmo2": _llama_like("Olmo2"),
+    "mixtral": _llama_like(
+        "Mixtral", Weights(0.7, 0.1, 1), num_local_experts=4, num_experts_per_tok=2
+    ),
+    "phi3": _llama_like("Phi3", Weights(0.4, 1.0, 6), sliding_window=WINDOW),
+    "olmo2": _llama_like("Olmo2", Weights(0.7, 1.0, 4)),
 }
 """Family name -> a fresh model of it, float64, in eval mode."""

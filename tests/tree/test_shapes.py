@@ -1,0 +1,51 @@
+"""Plans: what is refused, and how they are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from jakiro.errors import ConfigError
+from jakiro.tree.shapes import EAGLE1_PATHS, TreePlan
+
+
+@pytest.mark.parametrize(
+    ("text", "plan"),
+    [
+        ("chain:4", TreePlan.chain(4)),
+        ("dynamic:5,8,16", TreePlan("dynamic", 5, 8, 16)),
+        ("static:eagle1", TreePlan.static(EAGLE1_PATHS)),
+    ],
+)
+def test_parse(text: str, plan: TreePlan) -> None:
+    assert TreePlan.parse(text) == plan
+
+
+@pytest.mark.parametrize(
+    "text", ["", "chain", "chain:x", "chain:0", "dynamic:1,2", "dynamic:5,0,9", "static:mine", "9"]
+)
+def test_parse_refuses(text: str) -> None:
+    with pytest.raises(ConfigError):
+        TreePlan.parse(text)
+
+
+@pytest.mark.parametrize("field", ["depth", "width", "budget"])
+def test_limits_are_positive(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} must be at least 1, got 0"):
+        TreePlan(**{field: 0})
+
+
+def test_paths_must_hang_together() -> None:
+    with pytest.raises(ConfigError, match=r"add its parent \(1,\)"):
+        TreePlan.static(((0,), (1, 0)))
+    with pytest.raises(ConfigError, match="at least one path"):
+        TreePlan.static(())
+    with pytest.raises(ConfigError, match="ranks >= 0"):
+        TreePlan.static(((0,), (-1,)))
+    with pytest.raises(ConfigError, match="static tree needs paths"):
+        TreePlan("static")
+
+
+def test_static_sizes_follow_from_the_paths() -> None:
+    plan = TreePlan.static(((2,), (0, 1), (0,), (0,)))
+    assert (plan.depth, plan.width, plan.budget) == (2, 3, 3)
+    assert plan.paths == ((0,), (2,), (0, 1))
