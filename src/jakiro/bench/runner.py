@@ -88,9 +88,9 @@ class TransformersMethod:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=params.max_new_tokens,
-            min_new_tokens=params.max_new_tokens if params.ignore_eos else params.min_new_tokens,
+            min_new_tokens=params.min_new_tokens or None,
             repetition_penalty=params.repetition_penalty,
-            eos_token_id=list(self.eos_ids) or None,
+            eos_token_id=None if params.ignore_eos else list(self.eos_ids),
             pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
             **settings,
         )

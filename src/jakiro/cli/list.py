@@ -1,0 +1,55 @@
+"""``jakiro list``: what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from jakiro.cli import options
+
+
+def list_names(as_json: options.JsonOption = False) -> None:
+    """List drafters and rules, what each needs and what it promises."""
+    from jakiro.cli.session import OUT
+
+    record = names()
+    if as_json:
+        typer.echo(json.dumps(record, ensure_ascii=False))
+        return
+    for kind, entries in record.items():
+        table = Table(title=kind, title_justify="left", box=None, pad_edge=False)
+        for column in entries[0]:
+            table.add_column(column)
+        for entry in entries:
+            table.add_row(*(str(value) for value in entry.values()))
+        OUT.print(table)
+        OUT.print()
+
+
+def names() -> dict[str, list[dict[str, Any]]]:
+    """Drafters and rules as plain data."""
+    from jakiro.drafters.registry import ENTRIES
+    from jakiro.verify import RULES
+
+    checkpoint = "a checkpoint trained for its target (bundled for pico)"
+    drafters = [
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "needs": checkpoint if entry.is_trained else "nothing",
+        }
+        for entry in ENTRIES.values()
+    ]
+    promises = {
+        "exact": "the tokens of plain decoding with the same seed",
+        "in_law": "greedy: the same tokens; sampled: the same distribution",
+        "lossy": "none",
+    }
+    rules = [
+        {"name": rule.name, "promise": rule.promise, "meaning": promises[rule.promise]}
+        for rule in RULES.values()
+    ]
+    return {"drafters": drafters, "rules": rules}

@@ -1,0 +1,53 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+TargetOption = Annotated[
+    str,
+    typer.Option("--target", "-t", help="Target: pico (bundled), a directory or a hub name."),
+]
+DrafterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--drafter",
+        "-d",
+        help="Drafter: a name (see jakiro list) or a checkpoint directory. Default: the bundled "
+        "head for the bundled target, prompt_lookup for others.",
+    ),
+]
+TreeOption = Annotated[
+    str | None,
+    typer.Option(help="Tree: chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET or static:eagle1."),
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="Computing type: float32, bfloat16, float16 or float64.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help='Device of the target, for example cpu or cuda; "auto" spreads.')
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")]
+ChatOption = Annotated[
+    bool | None,
+    typer.Option("--chat/--raw", help="Apply the chat template or not. Default: if there is one."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Prompts: a shipped set (humaneval, gsm8k, demo), a JSONL file or a directory of "
+        "TASK/question.jsonl. May be repeated."
+    ),
+]
+
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", "-T", help="0 is greedy.")]
+TopKOption = Annotated[int, typer.Option(help="Keep the k best tokens; 0 is off.")]
+TopPOption = Annotated[float, typer.Option(help="Keep this much probability; 1 is off.")]
+MinPOption = Annotated[float, typer.Option(help="Keep tokens this likely next to the best.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of sampling. Default: drawn.")]
+FixedSeedOption = Annotated[int, typer.Option(help="Seed of the first prompt's sampling.")]
+RepetitionPenaltyOption = Annotated[float, typer.Option(help="1 is off.")]

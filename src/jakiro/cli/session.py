@@ -1,0 +1,109 @@
+"""What commands do around an engine: load it, read prompts for it, print what it did.
+
+Nothing here imports ``torch`` before it is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jakiro.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jakiro.engine.engine import Engine, Prompt
+    from jakiro.engine.request import Completion
+    from jakiro.engine.stats import Stats
+
+NOTES = Console(stderr=True, highlight=False)
+"""Everything that is not the result: progress, tables, remarks."""
+
+OUT = Console(highlight=False)
+
+
+def open_engine(
+    target: str,
+    drafter: str | None,
+    *,
+    tree: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """Load a pair, with a sign of life on standard error."""
+    with NOTES.status(f"loading {target}"):
+        import torch
+
+        import jakiro
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        is_spread = device == "auto"
+        return jakiro.load(
+            target,
+            drafter,
+            tree=tree,
+            dtype=dtype,
+            device=None if is_spread else device,
+            device_map="auto" if is_spread else None,
+        )
+
+
+def sibling(engine: Engine, drafter: str | None, tree: str | None = None) -> Engine:
+    """Another drafter on the target of ``engine``."""
+    import jakiro
+
+    return jakiro.load(engine.target.model, drafter, tokenizer=engine.tokenizer, tree=tree)
+
+
+def has_chat_template(engine: Engine) -> bool:
+    return bool(getattr(engine.tokenizer, "chat_template", None))
+
+
+def as_prompt(engine: Engine, messages: list[dict[str, str]], is_chat: bool | None) -> Prompt:
+    """A conversation as such or as bare text: as asked, or by whether there is a template.
+
+    Raises:
+        ConfigError: a template is asked for and there is none.
+    """
+    if is_chat and not has_chat_template(engine):
+        raise ConfigError("the tokenizer has no chat template; leave out --chat or use --raw")
+    if is_chat or (is_chat is None and has_chat_template(engine)):
+        return messages
+    from jakiro.bench.workloads import plain_text
+
+    return plain_text(messages)
+
+
+def stats_record(stats: Stats) -> dict[str, Any]:
+    """All counts, times and derived figures as plain data."""
+    derived = {"tau": stats.tau, "alpha": stats.alpha, "outside_share": stats.outside_share}
+    return asdict(stats) | derived
+
+
+def completion_record(completion: Completion) -> dict[str, Any]:
+    """A completion as plain data."""
+    return asdict(completion) | {"stats": stats_record(completion.stats)}
+
+
+def print_stats(stats: Stats) -> None:
+    """A small table on standard error."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    wall_ms = stats.prefill_ms + stats.cycle_ms
+    rate = 1e3 * stats.num_emitted / wall_ms if wall_ms else 0.0
+    cycles = max(stats.cycle_ms, 1e-9)
+    table.add_row("tokens", f"{stats.num_emitted} in {wall_ms / 1e3:.2f} s ({rate:.1f} per s)")
+    table.add_row("verify forwards", str(stats.num_forwards))
+    table.add_row("τ", f"{stats.tau:.2f}")
+    table.add_row(
+        "α by depth", " ".join(f"{rate:.2f}" for rate in stats.alpha) or "nothing drafted"
+    )
+    table.add_row(
+        "cycles",
+        f"draft {stats.draft_ms / cycles:.0%}, verify {stats.verify_ms / cycles:.0%}, "
+        f"outside {stats.outside_share:.1%}",
+    )
+    NOTES.print(table)
