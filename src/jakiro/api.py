@@ -63,8 +63,8 @@ def load(
     """
     if device is not None and device_map is not None:
         raise ConfigError("give device or device_map, not both")
-    is_bundled = isinstance(target, str) and target == BUNDLED_TARGET
-    location = _bundled(BUNDLED_TARGET) if is_bundled else target
+    is_bundled = _is_bundled(target)
+    location = _bundled(BUNDLED_TARGET) if target == BUNDLED_TARGET else target
     if isinstance(location, PreTrainedModel):
         model = location
     else:
@@ -92,6 +92,13 @@ def eos_ids(model: PreTrainedModel, tokenizer: Any = None) -> tuple[int, ...]:
         if found is not None:
             return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
     return ()
+
+
+def _is_bundled(target: str | Path | PreTrainedModel) -> bool:
+    """By name, or loaded from the package's own directory before."""
+    if isinstance(target, PreTrainedModel):
+        return bool(target.name_or_path == str(_bundled(BUNDLED_TARGET)))
+    return target == BUNDLED_TARGET
 
 
 def _bundled(name: str) -> Path:
