@@ -19,6 +19,7 @@ from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.drafters.nn import DraftHead, HeadOutput
 from jakiro.target.features import LAST_FEATURE
 from jakiro.target.output import TargetOutput
+from jakiro.target.packed import packed_view
 from jakiro.target.target import Target
 from jakiro.tree.grow import Frontier, grow
 from jakiro.tree.token_tree import TokenTree
@@ -41,7 +42,7 @@ class FeatureDrafter(Drafter):
     needs = LAST_FEATURE
 
     def __init__(self, head: DraftHead, target: Target) -> None:
-        self.head = head.eval()
+        self.head = packed_view(head.eval())
         self.name = head.config.method
         self._target = target
         self._cache = KVCache(1)

@@ -15,6 +15,7 @@ from jakiro.errors import ConfigError, PromptError, TargetRefused
 from jakiro.target.families import causal_lm, head_transform, windows
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
+from jakiro.target.packed import packed_view
 from jakiro.target.probe import Route, probe
 from jakiro.target.registered import tree_attention
 from jakiro.tree.token_tree import TokenTree
@@ -34,6 +35,7 @@ class Target:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = causal_lm(model)
         self.config: Any = self.model.config
+        self._runner = packed_view(self.model)
         self.windows = windows(self.config)
         self._head_transform = head_transform(self.config)
         self.num_layers = int(self.config.num_hidden_layers)
@@ -73,7 +75,7 @@ class Target:
         ``mask``: additive [B, 1, N, S], one per layer type where the model has several; None:
         causal, slot by slot. ``keep``: logits of the last ``keep`` positions only (0: all).
         """
-        out = self.model(
+        out = self._runner(
             input_ids=tokens,
             position_ids=where,
             attention_mask=mask,
@@ -174,7 +176,7 @@ class Target:
 
     def lm_head(self, features: Tensor) -> Tensor:
         """Logits [.., V] of last features [.., H]: head, then the family's scale and soft cap."""
-        return self._head_transform(self.model.get_output_embeddings()(features))
+        return self._head_transform(self._runner.get_output_embeddings()(features))
 
     def fingerprint(self) -> dict[str, Any]:
         """What a drafter checkpoint remembers of its target: sizes and a hash of the embedding.
