@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,10 @@ class PackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() or input.numel() == self.in_features:
             return F.linear(input, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(input, self.blocked, self.bias, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            input, self.blocked, self.bias, "none", [], ""
+        )
+        return out
 
 
 def packed_view(module: Module) -> Module:
@@ -45,7 +48,7 @@ def packed_view(module: Module) -> Module:
     return _view(module, {})
 
 
-def _can_pack(module: nn.Module) -> bool:
+def _can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Exactly ``nn.Linear`` with a plain float32 weight: no adapter, no quantised weight."""
     if type(module) is not nn.Linear or type(module.weight.data) is not Tensor:
         return False
@@ -66,8 +69,7 @@ def _view(module: Module, done: dict[int, nn.Module]) -> Module:
     for name, child in module._modules.items():
         view._modules[name] = None if child is None else _view(child, done)
     if _can_pack(module):
+        blocked = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), TYPICAL_ROWS)
         view.__class__ = PackedLinear  # type: ignore[assignment]
-        view.__dict__["blocked"] = torch.ops.mkldnn._reorder_linear_weight(
-            module.weight.detach(), TYPICAL_ROWS
-        )
+        view.__dict__["blocked"] = blocked
     return view
