@@ -95,7 +95,12 @@ def head(of: Target, method: str, size: str = "wide") -> DraftHead:
     config = HeadConfig(
         method, of.hidden_size, heads, kv_heads, head_dim, expert, vocab_size=of.vocab_size
     )
-    return DraftHead(config).to(of.dtype)
+    built = DraftHead(config).to(of.dtype)
+    for parameter in built.parameters():
+        if parameter.ndim > 1:
+            # Far larger than at the start of a training: flat predictions make shallow trees.
+            torch.nn.init.normal_(parameter, std=0.12)
+    return built
 
 
 def drafter_cases() -> list[str]:

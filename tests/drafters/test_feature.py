@@ -1,0 +1,206 @@
+"""The drafting cycle of the feature heads against whole-sequence recomputation, path by path."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from jakiro.api import _DeterministicScores
+from jakiro.drafters.feature import FeatureDrafter, last_level_features
+from jakiro.engine.engine import Engine
+from jakiro.tree.shapes import TreePlan
+from tests.conformance import world
+from tests.conformance.guided import Guided
+from tests.drafters.reference import begun, paths, request
+
+PROMPTS = [[7, 3, 9, 40, 11], [5], [8, 30, 12, 12, 9, 20, 33, 41, 2, 17, 10]]
+METHODS = ("jakiro", "eagle2")
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("method", METHODS)
+def test_number_of_draft_forwards(method: str, levels: int) -> None:
+    """Per cycle one catch-up forward and one per further level; contrast saves the last one."""
+    target = world.target("llama")
+    drafter = world.make_feature_drafter(target, method)
+    texts = [[*world.prompt(row), *world.truth("llama", "greedy", row)] for row in (0, 2)]
+    plan = TreePlan("dynamic", depth=levels, width=3, budget=10)
+    engine = world.make_engine(target, Guided(drafter, texts), plan)
+    requests = [
+        engine.submit(list(world.prompt(row)), world.params("greedy", row)) for row in (0, 2)
+    ]
+    expected = levels - 1 if method == "jakiro" and levels > 1 else levels
+    num_cycles = 0
+    while min(request.num_left for request in requests) > levels:
+        before = drafter.num_forwards
+        engine.step()
+        # In the first step the two prompts are fed, one forward each.
+        assert drafter.num_forwards - before == expected + (2 if num_cycles == 0 else 0)
+        num_cycles += 1
+    assert num_cycles > 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+def test_every_node_is_what_its_own_path_says(method: str, levels: int, family: str) -> None:
+    """Candidates and scores of all levels: those of the last one come from the second branch of
+    the node *above* their parent."""
+    target = world.target(family)
+    drafter = world.make_feature_drafter(target, method)
+    width = 3
+    plan = TreePlan("dynamic", depth=levels, width=width, budget=500)
+    roots, references = begun(drafter, target, PROMPTS)
+    with torch.inference_mode():
+        tree = drafter.draft(request(roots, PROMPTS, plan))
+    tree.check()
+    assert tree.scores is not None
+    for row, reference in enumerate(references):
+        all_paths = paths(tree, row)
+        assert max(map(len, all_paths.values())) == levels
+        children: dict[tuple[int, ...], set[int]] = {}
+        for node, path in all_paths.items():
+            if node:
+                children.setdefault(tuple(path[:-1]), set()).add(path[-1])
+                above = tree.scores[row, tree.parents[row, node]]
+                step = reference.scores(path[:-1], levels)[path[-1]]
+                assert float(tree.scores[row, node] - above) == pytest.approx(float(step), abs=1e-4)
+        for path_above, tokens in children.items():
+            best = reference.scores(list(path_above), levels).topk(width).indices.tolist()
+            assert tokens == set(best)
+        expanded = [1] + [width] * (levels - 1)
+        for level, count in enumerate(expanded):
+            assert sum(len(path) == level for path in children) == count
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_static_trees_take_the_candidates_of_each_rank(method: str) -> None:
+    target = world.target("llama")
+    drafter = world.make_feature_drafter(target, method)
+    plan = world.TREES["static"]
+    roots, references = begun(drafter, target, PROMPTS)
+    with torch.inference_mode():
+        tree = drafter.draft(request(roots, PROMPTS, plan))
+    for row, reference in enumerate(references):
+        ranks: set[tuple[int, ...]] = set()
+        known: dict[int, tuple[int, ...]] = {0: ()}
+        for node, path in paths(tree, row).items():
+            if node:
+                order = reference.scores(path[:-1], plan.depth).argsort(descending=True).tolist()
+                parent = int(tree.parents[row, node])
+                known[node] = (*known[parent], order.index(path[-1]))
+                ranks.add(known[node])
+        assert ranks == set(plan.paths)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(method: str) -> None:
+    """U5 through the front door: after some cycles the tree equals that of a fresh drafter."""
+    target = world.target("llama")
+    drafter = world.make_feature_drafter(target, method)
+    text = [*world.prompt(0), *world.truth("llama", "greedy", 0)]
+    plan = TreePlan("dynamic", depth=4, width=3, budget=12)
+    guided = Guided(drafter, [text])
+    engine = world.make_engine(target, guided, plan, noise=_DeterministicScores())
+    ongoing = engine.submit(list(world.prompt(0)), world.params("greedy", 0))
+    for _ in range(4):
+        engine.step()
+        so_far = [*ongoing.prompt_ids, *ongoing.token_ids]
+        fresh = FeatureDrafter(drafter.head, target)
+        begun(fresh, target, [so_far[:-1]])
+        asked = request([so_far[-1]], [so_far[:-1]], plan)
+        with torch.inference_mode():
+            expected = fresh.draft(asked)
+            stable = list(drafter._cache.lengths)
+            found = drafter.draft(asked)
+        # That was a draft too many: take it back, so that the engine's own can be compared next.
+        drafter._cache.lengths = stable
+        assert found.tokens.tolist() == expected.tokens.tolist()
+        assert found.parents.tolist() == expected.parents.tolist()
+        torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)
+
+
+def test_without_contrast_a_tied_jakiro_head_is_an_eagle2_head() -> None:
+    """U4: same weights in both experts, the last level by one more forward."""
+
+    class NoContrast(FeatureDrafter):
+        _contrasts = False  # type: ignore[assignment]
+
+    target = world.target("llama")
+    jakiro, eagle2 = world.head(target, "jakiro"), world.head(target, "eagle2")
+    single = dict(eagle2.state_dict())
+    tied = dict(jakiro.state_dict()) | {k: v for k, v in single.items() if ".mlp." not in k}
+    for name, tensor in single.items():
+        for expert in (0, 1):
+            if ".mlp." in name:
+                tied[name.replace(".mlp.", f".mlp_moe.experts.{expert}.")] = tensor
+    jakiro.load_state_dict(tied, strict=True)
+    plan = TreePlan("dynamic", depth=5, width=4, budget=60)
+    trees = []
+    for kind, head in ((NoContrast, jakiro), (FeatureDrafter, eagle2), (FeatureDrafter, jakiro)):
+        drafter = kind(head, target)
+        roots, _ = begun(drafter, target, PROMPTS)
+        before = drafter.num_forwards
+        with torch.inference_mode():
+            trees.append(drafter.draft(request(roots, PROMPTS, plan)))
+        assert drafter.num_forwards - before == (4 if len(trees) == 3 else 5)
+    off, builder, on = trees
+    assert off.tokens.tolist() == builder.tokens.tolist()
+    assert off.parents.tolist() == builder.parents.tolist()
+    assert on.tokens.tolist() != builder.tokens.tolist(), "contrast changes the last level"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "plan",
+    [world.TREES["chain"], world.TREES["static"], TreePlan("dynamic", depth=4, width=3, budget=99)],
+    ids=world.TREES,
+)
+def test_no_node_lies_deeper_than_its_rows_cap(method: str, plan: TreePlan) -> None:
+    target = world.target("llama")
+    drafter = world.make_feature_drafter(target, method)
+    roots, _ = begun(drafter, target, PROMPTS)
+    caps = [0, 2, 9]
+    with torch.inference_mode():
+        tree = drafter.draft(request(roots, PROMPTS, plan, caps))
+    tree.check()
+    deepest = (tree.depth * tree.valid).amax(-1).tolist()
+    assert deepest == [0, 2, plan.depth]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_no_row_wants_more_the_tree_is_the_root(method: str) -> None:
+    target = world.target("llama")
+    drafter = world.make_feature_drafter(target, method)
+    roots, _ = begun(drafter, target, PROMPTS)
+    with torch.inference_mode():
+        tree = drafter.draft(request(roots, PROMPTS, TreePlan.chain(3), [0, 0, 0]))
+    assert tree.tokens.tolist() == [[root] for root in roots]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_noise_aware_and_deterministic_trees_give_the_same_text(method: str) -> None:
+    target = world.target("llama")
+    texts, trees = [], []
+    for noise in (None, _DeterministicScores()):
+        truths = [[*world.prompt(row), *world.truth("llama", "top_p", row)] for row in range(4)]
+        guided = Guided(world.make_feature_drafter(target, method), truths)
+        engine = Engine(
+            target, guided, world.find_rule("match"), plan=world.TREES["dynamic"], noise=noise
+        )
+        done = engine.generate(
+            [list(world.prompt(row)) for row in range(4)],
+            [replace(world.params("top_p", row)) for row in range(4)],
+        )
+        texts.append([completion.token_ids for completion in done])
+        trees.append(guided.trees[0].tokens.tolist())
+    assert texts[0] == texts[1] == [list(world.truth("llama", "top_p", r)) for r in range(4)]
+    assert trees[0] != trees[1], "the noise is looked at"
+
+
+def test_last_level_features_gather_by_parent() -> None:
+    after_next = torch.arange(6.0).view(1, 3, 2)
+    picked = last_level_features(after_next, torch.tensor([[2, 0, 0, 1]]))
+    assert picked.tolist() == [[[4, 5], [0, 1], [0, 1], [2, 3]]]
