@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 SHORTLIST = 64
-GROWTH = 32
+GROWTH = 8
 """How much longer the next try is for nodes whose shortlist did not decide."""
 
 
