@@ -82,9 +82,9 @@ class ToyTarget(Target):
             for back in reversed(range(self.table.ndim - 1))
         ]
         # What a broken mask adds up to need not be a token.
-        logits = self.table[tuple(run % self.vocab_size for run in runs)][:, -keep:]
+        logits = self.table[tuple(run % self.vocab_size for run in runs)]
         features = torch.cat([logits] * len(needs.indices), -1) if needs.indices else None
-        return TargetOutput(logits, features)
+        return TargetOutput(logits[:, -keep:], features)
 
     def embed(self, ids: Tensor) -> Tensor:
         """One-hot vectors [.., V]."""
