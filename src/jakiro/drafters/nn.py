@@ -10,7 +10,7 @@ One class serves training and inference. Parameter names are those of the publis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -197,6 +197,8 @@ class _Layer(nn.Module):
 
 class DraftHead(nn.Module):
     """``fc`` over [embedding ; feature], then one layer. Holds neither embedding nor LM head."""
+
+    __call__: Callable[..., HeadOutput]
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
 from jakiro.train.features import Lesson
 
-_CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+_CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Logits held at once: what fits a cache, or keeps an accelerator busy."""
 
 

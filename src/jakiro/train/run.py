@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jakiro import api
+from jakiro.api import load
 from jakiro.errors import CheckpointError, ConfigError
 from jakiro.sampling.params import SamplingParams
 from jakiro.train.config import TrainConfig
@@ -44,7 +44,7 @@ def train(
     except OSError as error:
         raise CheckpointError(f"cannot write to {out}: {error}") from error
     records = list(read(data))
-    engine = api.load(target, "none", dtype=config.precision, max_batch_size=32)
+    engine = load(target, "none", dtype=config.precision, max_batch_size=32)
     length = min(config.length, engine.target.context_length)
     if answers is not None:
         records = list(regenerate(engine, records, out / ANSWERS_FILE, answers, reports.answers))
