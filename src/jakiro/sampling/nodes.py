@@ -21,18 +21,23 @@ class LevelNoise:
     def __init__(self, keys: Tensor, lengths: Tensor, vocab_size: int) -> None:
         self._keys, self._lengths = keys, lengths
         self._vocab_size = vocab_size
-        self._noise: Tensor | None = None
+        self._noise: dict[torch.dtype, Tensor] = {}
 
-    def upto(self, rows: Index, num_levels: int) -> Tensor:
-        """[g, L, V] float64, L >= ``num_levels``: of the tokens that the g ``rows``, the same in
-        every call, choose at depths 0, 1, ..."""
-        have = 0 if self._noise is None else self._noise.shape[1]
-        if self._noise is None or have < num_levels:
+    def upto(self, rows: Index, num_levels: int, dtype: torch.dtype) -> Tensor:
+        """[g, L, V] in ``dtype``, L >= ``num_levels``: of the tokens that the g ``rows``, the same
+        in every call, choose at depths 0, 1, ..."""
+        noise = self._noise.get(dtype)
+        have = 0 if noise is None else noise.shape[1]
+        if noise is None or have < num_levels:
             depths = torch.arange(have, num_levels, device=self._keys.device)
             keys = position_keys(self._keys[rows, None], self._lengths[rows, None] + depths)
-            more = gumbel(keys, self._vocab_size)
-            self._noise = more if self._noise is None else torch.cat([self._noise, more], 1)
-        return self._noise
+            more = gumbel(keys, self._vocab_size).to(dtype)
+            noise = self._noise[dtype] = more if noise is None else torch.cat([noise, more], 1)
+        return noise
+
+    def advance(self, num_tokens: int) -> None:
+        """Every row has grown by ``num_tokens``: what was noise at that depth is now at 0."""
+        self._noise = {dtype: noise[:, num_tokens:] for dtype, noise in self._noise.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,8 @@ class Nodes:
     """[b] int64: absolute position of the token chosen at depth 0."""
     levels: LevelNoise
     """Noise for the free rows."""
+    level: int | None = None
+    """The depth of all nodes, where it is the same and known."""
 
     def choice(self) -> Tensor:
         """[b, N] int64: the argmax of processed logits plus noise."""
@@ -88,7 +95,8 @@ class Nodes:
             scores[settings.greedy] = self.logits[settings.greedy].float()
         if settings.free is not None:
             rows = settings.free
-            scores[rows] = (settings.temperature[rows] * self._free_noisy(rows)).float()
+            free = self._free_noisy(rows)
+            scores[rows] = free.mul_(settings.temperature[rows].to(free.dtype)).float()
         if settings.filtered is not None:
             rows = settings.filtered
             parts, noisy = zip(*self._kept_noisy(rows), strict=True)
@@ -102,11 +110,14 @@ class Nodes:
         return self.logits[rows] / self.settings.temperature[rows].to(self.logits.dtype)
 
     def _free_noisy(self, rows: Index) -> Tensor:
-        """[g, N, V] float64: tempered logits of unfiltered rows plus noise."""
-        depth = self.depth[rows]
-        noise = self.levels.upto(rows, int(depth.max()) + 1)
+        """[g, N, V]: tempered logits of unfiltered rows plus noise, in the logits' precision."""
+        warped, depth = self._warped(rows), self.depth[rows]
+        if self.level is not None:
+            noise = self.levels.upto(rows, self.level + 1, warped.dtype)
+            return warped + noise[:, self.level, None]
+        noise = self.levels.upto(rows, int(depth.max()) + 1, warped.dtype)
         first = torch.arange(depth.shape[0], device=depth.device)[:, None]
-        return self._warped(rows) + noise[first, depth]
+        return warped.add_(noise[first, depth])
 
     def _kept(self, warped: Tensor) -> list[Kept]:
         return kept(warped.flatten(0, 1), self.settings.filters(warped.shape[1]))

@@ -104,7 +104,10 @@ class Sampler:
             ids = self._known(tokens)
             self._seen[row, ids] = True
             self._counts[row].index_add_(0, ids, self._counts.new_ones(len(ids)))
-        self._rewind()
+        if len(self._rows) == 1:
+            self._levels.advance(len(tokens))
+        else:
+            self._rewind()
 
     def keep(self, rows: list[int]) -> None:
         """Keep only ``rows``, in that order."""
@@ -139,7 +142,7 @@ class Sampler:
         levels = torch.full(logits.shape[:2], depth - 1, device=self._device)
         processed = self._biased(_widened(logits), self._settings)
         processed = self._unstopped(processed, levels, everyone, self._settings)
-        return self._nodes(processed, levels, everyone, self._settings).scores()
+        return self._nodes(processed, levels, everyone, self._settings, depth - 1).scores()
 
     def _process(self, tree: TokenTree, logits: Tensor, part: slice, settings: Settings) -> Tensor:
         """All stages before the temperature; ``logits`` itself where there are none."""
@@ -170,13 +173,20 @@ class Sampler:
         is_early = self._lengths[part, None] + depth < settings.min_lengths
         return logits.masked_fill(settings.banned & is_early[:, :, None], -torch.inf)
 
-    def _nodes(self, logits: Tensor, depth: Tensor, part: slice, settings: Settings) -> Nodes:
+    def _nodes(
+        self,
+        logits: Tensor,
+        depth: Tensor,
+        part: slice,
+        settings: Settings,
+        level: int | None = None,
+    ) -> Nodes:
         keys, lengths = self._keys[part], self._lengths[part]
         if settings is self._settings:
             levels = self._levels
         else:
             levels = LevelNoise(keys, lengths, self._vocab_size)
-        return Nodes(logits, depth, settings, keys, lengths, levels)
+        return Nodes(logits, depth, settings, keys, lengths, levels, level)
 
     def _settings_of(self, part: slice) -> Settings:
         return Settings.of(self._rows[part], self._vocab_size, self._device)

@@ -75,6 +75,8 @@ def _children(scores: Tensor, width: int, too_deep: Tensor) -> tuple[Tensor, Ten
     missing = max(0, width - scores.shape[-1])
     best = scores.topk(width - missing, dim=-1)
     values = best.values.masked_fill(too_deep[:, None, None], -torch.inf)
+    if not missing:
+        return values, best.indices
     return F.pad(values, (0, missing), value=-torch.inf), F.pad(best.indices, (0, missing))
 
 
