@@ -102,21 +102,25 @@ def chain_tree(chains: list[list[int]]) -> TokenTree:
 
 
 class PoisonedTarget(Target):
-    """A target whose logits and features are NaN for one row of its ``when``-th verification."""
+    """A target whose logits and features become NaN for one row of one verification."""
 
-    row, when = 1, 3
-    num_verified = 0
+    _row, _waits = 0, -1
+
+    def poison(self, row: int, when: int) -> PoisonedTarget:
+        """From now on the ``when``-th verification that has ``row`` is poisoned there."""
+        self._row, self._waits = row, when
+        return self
 
     def verify(
         self, tree: TokenTree, cache: KVCache, needs: FeatureSpec = NO_FEATURES
     ) -> TargetOutput:
         out = super().verify(tree, cache, needs)
-        if len(tree.tokens) > self.row:
-            self.num_verified += 1
-            if self.num_verified == self.when:
+        if len(tree.tokens) > self._row:
+            self._waits -= 1
+            if self._waits == 0:
                 for tensor in (out.logits, out.features):
                     if tensor is not None:
-                        tensor[self.row] = torch.nan
+                        tensor[self._row] = torch.nan
         return out
 
 

@@ -154,8 +154,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(case: str) -> None:
 @pytest.mark.parametrize("when", [1, 3])
 @pytest.mark.parametrize("case", world.drafter_cases())
 def test_nan_kills_one_row_only(case: str, when: int) -> None:
-    target = PoisonedTarget(world.model("llama"))
-    target.num_verified, target.when = 0, when
+    target = PoisonedTarget(world.model("llama")).poison(row=1, when=when)
     drafter = Guided(world.make_drafter(case, target), texts("top_p"))
     engine = world.make_engine(target, drafter, world.TREES["dynamic"], max_batch_size=3)
     done = engine.generate(prompts(), [world.params("top_p", row) for row in ROWS])

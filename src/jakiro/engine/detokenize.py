@@ -62,14 +62,17 @@ class Detokenizer:
         return len(text) - held
 
     def _read_on(self, is_last: bool = False) -> None:
-        """Decode the tokens not read yet, unless they end within a character."""
+        """Decode the tokens not read yet, but not the last ones if they end within a character."""
         if self.is_stopped or self._read == len(self._ids):
             return
         before = self._decode(self._prefix, self._read)
-        after = self._decode(self._prefix, len(self._ids))
-        if after.endswith(REPLACEMENT) and not is_last:
+        for end in range(len(self._ids), self._read, -1):
+            after = self._decode(self._prefix, end)
+            if is_last or not after.endswith(REPLACEMENT):
+                break
+        else:
             return
-        self._prefix, self._read = self._read, len(self._ids)
+        self._prefix, self._read = self._read, end
         searched, self._text = len(self._text), self._text + after[len(before) :]
         starts = (self._text.find(s, max(0, searched - len(s) + 1)) for s in self._stop)
         found = [start for start in starts if start >= 0]

@@ -116,17 +116,21 @@ class Engine:
         request = self.submit(prompt, params or SamplingParams(), processors=processors)
         try:
             num_tokens = num_chars = 0
-            while request.finish_reason is None:
-                self.step()
+            is_over = False
+            while not is_over:
+                # A neighbour's step may have finished this request; its last chunk is still due.
+                if request.finish_reason is None:
+                    self.step()
+                is_over = request.finish_reason is not None
                 text = request.detokenizer
                 safe = 0 if text is None else text.num_safe
-                if request.finish_reason is not None and text is not None:
+                if is_over and text is not None:
                     safe = len(text.text)
                 piece = "" if text is None else text.text[num_chars:safe]
                 num_chars = max(safe, num_chars)
                 tokens = request.token_ids[num_tokens:]
                 num_tokens += len(tokens)
-                done = request.completion() if request.finish_reason is not None else None
+                done = request.completion() if is_over else None
                 yield Chunk(piece, tokens, done)
             if request.error is not None:
                 raise RowFailed(request.error)
