@@ -17,6 +17,7 @@ from jakiro.engine.stats import Stats
 from jakiro.engine.step import step
 from jakiro.errors import ConfigError, PromptError, RowFailed
 from jakiro.sampling.params import SamplingParams
+from jakiro.target.features import NO_FEATURES
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.typing import LogitsProcessor
@@ -70,7 +71,11 @@ class Engine:
         self.target = target
         self.drafter = drafter
         self.rule = rule
+        if drafter.needs != NO_FEATURES:
+            target.check_features()
         self.plan = plan or drafter.plan
+        if target.route == "chain":
+            self.plan = TreePlan.chain(self.plan.depth)
         self.tokenizer = tokenizer
         self.stats = Stats()
         self._eos_ids = frozenset(eos_ids)
