@@ -103,7 +103,7 @@ class Judge:
         part = logits[: position + 1]
         return self._verdict(prompt_ids, tokens[:position], params, pair, part)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _logits(self, prompt_ids: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """[len(tokens) + 1, V] raw logits after the prompt and after each token."""
         device = self.model.get_input_embeddings().weight.device
@@ -140,7 +140,7 @@ class Judge:
         bound = rounding_bound(self.model.dtype, logits[-1])
         reachable = []
         for token in pair:
-            moved = logits.double()
+            moved = logits.to(torch.float64, copy=True)
             moved[-1, token] += bound
             view = self._view(prompt_ids, tokens, params, moved)
             reachable.append(int(view.choice[0, -1]) == token)

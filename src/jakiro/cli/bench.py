@@ -51,9 +51,10 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Directory for JSON, table and chart.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Measure drafters against plain decoding of the same engine, in alternation.
+    """Measure drafters against plain decoding, in alternation.
 
-    Exit code 1 if a text differs from that of plain decoding by more than a near-tie.
+    All methods share one target in one process. Exit code 1 if a text differs from that of plain
+    decoding by more than a near-tie.
     """
     from jakiro.bench.report import require_chart
     from jakiro.bench.workloads import load_tasks
@@ -180,15 +181,18 @@ def _report(
 
 
 def _print(report: Report) -> None:
+    """One table per task, a column per method: that fits any terminal."""
     from jakiro.bench.report import HEADINGS, cells
     from jakiro.cli.session import OUT
 
     for task, summaries in report.tasks.items():
-        table = Table(title=task, title_justify="left")
-        for heading in HEADINGS:
-            table.add_column(heading)
-        for summary in summaries:
-            table.add_row(*cells(summary))
+        table = Table(title=task, title_justify="left", box=None, pad_edge=False)
+        columns = [HEADINGS, *(cells(summary) for summary in summaries)]
+        for first, *_ in columns:
+            table.add_column(first)
+        for row in zip(*(column[1:] for column in columns), strict=True):
+            table.add_row(*row)
         OUT.print(table)
         if report.num_skipped.get(task):
             OUT.print(f"{report.num_skipped[task]} prompts are too long for the context.")
+        OUT.print()

@@ -35,9 +35,9 @@ def demo(
     threads: options.ThreadsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Answer real prompts plainly and drafted, in alternation: equal text, less time.
+    """Show equal text in less time, side by side.
 
-    Exit code 1 if any two texts differ.
+    Real prompts are answered plainly and drafted, in alternation. Exit code 1 if any text differs.
     """
     from jakiro.bench.runner import PLAIN, EngineMethod, Request, measure
     from jakiro.bench.summary import summarise

@@ -81,6 +81,7 @@ def run() -> None:
     """Entry point of the console script."""
     # Read by the libraries when they are imported; what a user has set stays.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # of reading weights; downloads still show theirs
     # Optional libraries report kernels they could not load; that is no news to a user of this.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
