@@ -13,9 +13,13 @@ import typer
 from typer.testing import CliRunner
 
 from jakiro.cli.train import train
-from jakiro.errors import DataError
+from jakiro.errors import DataError, TargetRefused
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
+from jakiro.train.config import TrainConfig
+from jakiro.train.data import Samples
+from jakiro.train.trainer import Trainer
+from tests.train.support import tiny_target
 
 CONVERSATION = {
     "messages": [
@@ -58,6 +62,24 @@ def test_a_run_leaves_a_head_that_fits_its_target(
     assert 1 <= notes["held_out"]["tau"] <= 7
     assert len((out / "regenerated.jsonl").read_text().splitlines()) == 6
     assert {"history.jsonl", "curves.png", "training.pt"} <= {path.name for path in out.iterdir()}
+
+
+def test_a_bfloat16_run_leaves_a_head_that_fits_the_float32_target(
+    directory: Path, target: Target
+) -> None:
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    result = invoke(*places, "--out", str(directory / "head"), *QUICK, "--precision", "bfloat16")
+    assert result.exit_code == 0, result.output
+    checkpoint.load(directory / "head", target.fingerprint())
+
+
+def test_a_target_whose_features_cannot_be_read_is_refused(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tiny_target()
+    monkeypatch.setattr(target, "feature_refusal", "its head reads something else")
+    with pytest.raises(TargetRefused, match="its head reads something else"):
+        Trainer(target, samples, TrainConfig(), tmp_path)
 
 
 def test_bad_data_stops_before_anything_is_written(directory: Path) -> None:

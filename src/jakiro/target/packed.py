@@ -20,14 +20,15 @@ class PackedLinear(nn.Linear):
     """Shares the parameters of an ``nn.Linear`` and adds its weight in oneDNN's blocked layout.
 
     The product ``torch`` calls for float32 is tuned for one row and for hundreds of them; for the
-    dozen rows of a tree the blocked layout takes half the time. One row, and anything that needs
-    a gradient, still goes the usual way.
+    dozen rows of a tree the blocked layout takes half the time. One row, anything that needs a
+    gradient, and autocast, which wants other dtypes, still go the usual way.
     """
 
     blocked: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or input.numel() == self.in_features:
+        usual = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if usual or input.numel() == self.in_features:
             return F.linear(input, self.weight, self.bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             input, self.blocked, self.bias, "none", [], ""

@@ -44,7 +44,10 @@ def train(
     except OSError as error:
         raise CheckpointError(f"cannot write to {out}: {error}") from error
     records = list(read(data))
-    engine = load(target, "none", dtype=config.precision, max_batch_size=32)
+    # Autocast narrows what it should. Loading the target narrower than it is stored would change
+    # its embedding, and with it the fingerprint.
+    dtype = "float32" if config.precision == "float32" else None
+    engine = load(target, "none", dtype=dtype, max_batch_size=32)
     length = min(config.length, engine.target.context_length)
     if answers is not None:
         records = list(regenerate(engine, records, out / ANSWERS_FILE, answers, reports.answers))

@@ -52,6 +52,7 @@ class Trainer:
 
     def __init__(self, target: Target, samples: Samples, config: TrainConfig, out: Path) -> None:
         self.config, self.out, self._target, self._samples = config, Path(out), target, samples
+        target.check_features()
         self._accelerator = Accelerator(cpu=target.device.type == "cpu")
         torch.manual_seed(config.seed)
         head = DraftHead(head_config(target, config)).to(target.device)
