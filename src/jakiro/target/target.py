@@ -181,12 +181,14 @@ class Target:
     def fingerprint(self) -> dict[str, Any]:
         """What a drafter checkpoint remembers of its target: sizes and a hash of the embedding.
 
-        The hash covers the embeddings of 64 evenly spaced tokens, as float32 bytes.
+        The hash covers the embeddings of 64 evenly spaced tokens, rounded to bfloat16, so that it
+        is the same in whichever precision the target was loaded.
         """
         last = self.model.get_input_embeddings().weight.shape[0] - 1
         with torch.no_grad():
             sample = self.embed(torch.linspace(0, last, 64, device=self.device).long())
-        digest = hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes())
+        rounded = sample.to(torch.bfloat16).float()
+        digest = hashlib.sha256(rounded.cpu().contiguous().numpy().tobytes())
         return {
             "model_type": self.config.model_type,
             "hidden_size": self.hidden_size,
