@@ -27,7 +27,7 @@ check: setup ## lint, format, types, import rules
 	$(BIN)/lint-imports --no-logo
 
 planted: setup ## every planted bug must be caught by its named oracle
-	$(BIN)/python -m pytest tests/planted
+	$(BIN)/python -m tests.planted
 
 bench: setup ## measure the bundled pair on the shipped prompts
 	$(BIN)/jakiro bench --out runs/bench

@@ -38,6 +38,9 @@ SETTINGS = {
     "top_p": SamplingParams(temperature=0.5, top_p=0.9),
     "penalised": SamplingParams(temperature=1.3, top_k=5, repetition_penalty=1.2),
     "biased": SamplingParams(temperature=0.8, min_p=0.05, logit_bias={3: 2.0, 11: -4.0, 30: 1.5}),
+    "counted": SamplingParams(
+        temperature=1.1, top_k=6, top_p=0.7, presence_penalty=1.5, frequency_penalty=0.8
+    ),
 }
 ROWS = {1: (2, 0, 3), 3: (0, 1, 2, 3)}
 """Batch size and the rows that are asked: always more than fit, so that rows leave and join."""

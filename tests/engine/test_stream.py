@@ -112,7 +112,7 @@ def test_a_failed_stream_raises_after_what_was_good() -> None:
     target = PoisonedTarget(world.model("llama")).poison(row=0, when=2)
     failing = world.make_engine(target, world.make_drafter("none", target))
     stream = failing.stream(list(world.prompt(0)), world.params("greedy", 0))
-    good = [token for _ in range(3) for token in next(stream).token_ids]
+    good = [token for _ in range(2) for token in next(stream).token_ids]
     with pytest.raises(RowFailed, match="NaN"):
         next(stream)
     assert good == list(world.truth("llama", "greedy", 0)[:2])
