@@ -24,7 +24,7 @@ check: setup ## lint, format, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache
 
 planted: setup ## every planted bug must be caught by its named oracle
 	$(BIN)/python -m tests.planted
