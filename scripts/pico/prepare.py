@@ -1,8 +1,9 @@
 """Train the tokenizer and turn the training text into token arrays.
 
 ``python scripts/pico/prepare.py --data DIR --out DIR`` reads ``DIR/text/*.jsonl`` and
-``DIR/chat/*.jsonl`` and writes ``tokenizer/``, ``text.npy``, ``chat.npy`` (uint16, documents shuffled
-and concatenated) and ``held_out.jsonl``, the one record in a hundred that training never sees.
+``DIR/chat/*.jsonl`` and writes ``tokenizer/``, ``text.npy``, ``chat.npy`` (uint16, documents
+shuffled and concatenated) and ``held_out.jsonl``, the one record in a hundred that training never
+sees.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class _DeterministicScores:
         return logits.float().log_softmax(-1)
 
 
-def load(
+def load(  # noqa: PLR0913  the one call of a user, by keyword
     target: str | Path | PreTrainedModel = BUNDLED_TARGET,
     drafter: str | Path | Drafter | None = None,
     *,
@@ -70,7 +70,8 @@ def load(
     else:
         wanted = _dtype(dtype, torch.float32 if is_bundled else "auto")
         model = _load_model(location, wanted, device, device_map)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(location)
+        if tokenizer is None:
+            tokenizer = cast(PromptTokenizer, AutoTokenizer.from_pretrained(location))
     wrapped = Target(model)
     chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
     return Engine(
@@ -144,7 +145,8 @@ def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Draft
     if not is_bundled:
         raise PairMismatch(
             f"the bundled {name!r} head was trained for the bundled target {BUNDLED_TARGET!r}; "
-            f"train one for yours (jakiro train --method {name} --target ...) and give its directory"
+            f"train one for yours (jakiro train --method {name} --target ...) and give its "
+            "directory"
         )
     return _head(_bundled(f"{BUNDLED_TARGET}-{name}"), target)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from jakiro.api import load
 from jakiro.drafters.base import Drafter
@@ -23,9 +23,9 @@ from jakiro.sampling.params import SamplingParams
 from jakiro.tree.shapes import TreePlan
 
 # What ``SamplingParams`` does itself, in the same order and with the same formulas.
-_WARPERS = frozenset(
-    f"{name}LogitsWarper" for name in ("Temperature", "TopK", "TopP", "MinP")
-) | {"LogitNormalization"}
+_WARPERS = frozenset(f"{name}LogitsWarper" for name in ("Temperature", "TopK", "TopP", "MinP")) | {
+    "LogitNormalization"
+}
 _PARAMETERS = frozenset(
     f"{name}LogitsProcessor" for name in ("RepetitionPenalty", "MinLength", "MinNewTokensLength")
 )
@@ -157,7 +157,8 @@ def _sequences(ids: Tensor, answers: list[list[int]], config: GenerationConfig) 
         pad = (ends[0] if isinstance(ends, list) else ends) or 0
     longest = max(map(len, answers))
     padded = [answer + [pad] * (longest - len(answer)) for answer in answers]
-    sequences = torch.cat([ids, torch.tensor(padded, device=ids.device, dtype=ids.dtype)], 1)
+    answer = torch.tensor(padded, device=ids.device, dtype=ids.dtype)
+    sequences: Any = torch.cat([ids, answer], 1)
     if config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)
     return sequences

@@ -51,9 +51,7 @@ class PromptLookup(Drafter):
         )
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
-        for row, (tokens, path) in enumerate(
-            zip(tree.tokens.tolist(), verdict.paths, strict=True)
-        ):
+        for row, (tokens, path) in enumerate(zip(tree.tokens.tolist(), verdict.paths, strict=True)):
             self._append(row, [tokens[node] for node in path])
 
     def keep(self, rows: list[int]) -> None:

@@ -104,9 +104,9 @@ def _logprobs(logits: Tensor, tokens: list[int], num_top: int) -> list[TokenLogp
         TokenLogprobs(
             token,
             float(table[i, token]),
-            {} if best is None else dict(
-                zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
-            ),
+            {}
+            if best is None
+            else dict(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)),
         )
         for i, token in enumerate(tokens)
     ]

@@ -33,7 +33,7 @@ class PromptTokenizer(Protocol):
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str: ...
 
-    def __call__(self, text: str) -> Any: ...
+    def __call__(self, text: str, *, add_special_tokens: bool = ...) -> Any: ...
 
     def apply_chat_template(self, conversation: list[Message], **kwargs: Any) -> Any: ...
 
@@ -54,7 +54,7 @@ class Engine:
     in turn, they share the batch.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the settings of the public object, by keyword
         self,
         target: Target,
         drafter: Drafter,
@@ -184,7 +184,7 @@ class Engine:
         if not prompt:
             raise PromptError("the prompt is empty; give at least one token")
         if not isinstance(prompt, str) and isinstance(prompt[0], int):
-            return list(prompt)  # type: ignore[arg-type]
+            return list(prompt)
         if self.tokenizer is None:
             raise PromptError(
                 "text prompts need a tokenizer; give token ids or load with tokenizer="
@@ -194,7 +194,7 @@ class Engine:
         rendered = self.tokenizer.apply_chat_template(
             list(prompt), add_generation_prompt=True, tokenize=False
         )
-        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])  # type: ignore[call-arg]
+        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
     def _leave(self) -> None:
         for request in self._batch.leave(self.drafter):

@@ -11,9 +11,7 @@ from jakiro.target.target import Target
 from jakiro.verify import RuleFunction
 
 
-def step(
-    batch: Batch, target: Target, drafter: Drafter, rule: RuleFunction, total: Stats
-) -> None:
+def step(batch: Batch, target: Target, drafter: Drafter, rule: RuleFunction, total: Stats) -> None:
     """Every row of ``batch`` emits at least one token, or fails."""
     began, module_ms = time.perf_counter(), drafter.module_ms
     tree = drafter.draft(batch.request())

@@ -102,9 +102,7 @@ def _dynamic(
     return pool
 
 
-def _static(
-    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor
-) -> _Pool:
+def _static(plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor) -> _Pool:
     """A fixed shape: only nodes that have children are expanded, each once."""
     pool = _Pool([], [], [])
     rows, device = len(root_scores), root_scores.device
