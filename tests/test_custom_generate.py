@@ -1,0 +1,150 @@
+"""``model.generate(custom_generate=jakiro.decode(...))`` against ``model.generate`` itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+from transformers.generation import BaseStreamer
+
+import jakiro
+from jakiro.errors import ConfigError
+from tests.families import FAMILIES
+
+PROMPTS = [[3, 4, 5, 3, 4, 5, 3], [9, 9, 2, 9, 9]]
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    built = FAMILIES["llama"]()
+    built.generation_config.pad_token_id = 0
+    built.generation_config.eos_token_id = 7
+    return built
+
+
+def batch(prompts: list[list[int]]) -> dict[str, Any]:
+    """Left-padded ids and their mask."""
+    longest = max(map(len, prompts))
+    rows = [[0] * (longest - len(p)) + p for p in prompts]
+    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings"),
+    [
+        (PROMPTS, {}),
+        (PROMPTS[:1], {"repetition_penalty": 1.3, "min_new_tokens": 12}),
+        (PROMPTS[:1], {"no_repeat_ngram_size": 2, "repetition_penalty": 1.1}),
+        (PROMPTS[:1], {"bad_words_ids": [[5], [11, 12]]}),
+        (PROMPTS[:1], {"min_length": 15}),
+    ],
+)
+def test_greedy_equals_generate(
+    model: PreTrainedModel, prompts: list[list[int]], settings: dict[str, Any]
+) -> None:
+    inputs = batch(prompts)
+    wanted = model.generate(**inputs, max_new_tokens=24, do_sample=False, **settings)
+    found = model.generate(
+        **inputs,
+        max_new_tokens=24,
+        do_sample=False,
+        custom_generate=jakiro.decode("prompt_lookup"),
+        **settings,
+    )
+    assert torch.equal(found, wanted)
+
+
+def test_sampling_follows_the_global_seed_and_not_the_drafter(model: PreTrainedModel) -> None:
+    texts = []
+    for drafter in ("none", "prompt_lookup", "none"):
+        torch.manual_seed(11 if len(texts) < 2 else 12)
+        texts.append(
+            model.generate(
+                **batch(PROMPTS),
+                max_new_tokens=24,
+                do_sample=True,
+                temperature=0.8,
+                top_p=0.9,
+                custom_generate=jakiro.decode(drafter),
+            )
+        )
+    assert torch.equal(texts[0], texts[1])
+    assert texts[0].shape != texts[2].shape or not torch.equal(texts[0], texts[2])
+
+
+class Collector(BaseStreamer):
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_the_bound_streamer_hears_every_token_and_the_end(model: PreTrainedModel) -> None:
+    streamer = Collector()
+    out = model.generate(
+        **batch(PROMPTS[:1]),
+        max_new_tokens=10,
+        do_sample=False,
+        custom_generate=jakiro.decode("prompt_lookup", streamer=streamer),
+    )
+    assert streamer.tokens == out[0, len(PROMPTS[0]) :].tolist()
+    assert streamer.ended
+
+
+def test_a_dict_is_returned_where_asked_for(model: PreTrainedModel) -> None:
+    out = model.generate(
+        **batch(PROMPTS[:1]),
+        max_new_tokens=5,
+        return_dict_in_generate=True,
+        custom_generate=jakiro.decode("none"),
+    )
+    assert out.sequences.shape == (1, len(PROMPTS[0]) + 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"num_beams": 2}, "num_beams"),
+        ({"guidance_scale": 2.0}, "guidance_scale"),
+        ({"typical_p": 0.5, "do_sample": True}, "Typical"),
+        ({"max_time": 3.0}, "MaxTimeCriteria"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    model: PreTrainedModel, settings: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(ConfigError, match=name):
+        model.generate(
+            **batch(PROMPTS[:1]),
+            max_new_tokens=4,
+            custom_generate=jakiro.decode("none"),
+            **settings,
+        )
+
+
+def test_a_supplied_cache_is_refused(model: PreTrainedModel) -> None:
+    ids = torch.tensor(PROMPTS[:1])
+    cache = model(ids[:, :-1], use_cache=True).past_key_values
+    with pytest.raises(ConfigError, match="past_key_values"):
+        model.generate(
+            ids, past_key_values=cache, max_new_tokens=4, custom_generate=jakiro.decode("none")
+        )
+
+
+def test_length_bound_processors_are_refused_for_padded_prompts(model: PreTrainedModel) -> None:
+    with pytest.raises(ConfigError, match="padded"):
+        model.generate(
+            **batch(PROMPTS),
+            max_new_tokens=4,
+            no_repeat_ngram_size=2,
+            custom_generate=jakiro.decode("none"),
+        )
