@@ -152,5 +152,10 @@ def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Draft
 
 
 def _head(directory: Path, target: Target) -> Drafter:
+    """The head of a checkpoint, with the tree its notes recommend for that target."""
     head = checkpoint.load(directory, target.fingerprint())
-    return FeatureDrafter(head.to(device=target.device, dtype=target.dtype), target)
+    drafter = FeatureDrafter(head.to(device=target.device, dtype=target.dtype), target)
+    tree = checkpoint.read_config(directory).get("notes", {}).get("tree")
+    if tree is not None:
+        drafter.plan = TreePlan.parse(tree)
+    return drafter

@@ -22,6 +22,7 @@ from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
 from jakiro.target.target import Target
 from jakiro.tree.grow import Frontier, grow
+from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
@@ -40,6 +41,8 @@ class FeatureDrafter(Drafter):
     per further level; with a contrastive branch the last level costs none."""
 
     needs = LAST_FEATURE
+    plan = TreePlan("dynamic", depth=6, width=10, budget=59)
+    """The published setting, for targets of billions of parameters on a GPU."""
 
     def __init__(self, head: DraftHead, target: Target) -> None:
         self.head = packed_view(head.eval())
