@@ -46,8 +46,8 @@ ROWS = {1: (2, 0, 3), 3: (0, 1, 2, 3)}
 """Batch size and the rows that are asked: always more than fit, so that rows leave and join."""
 SIZES = {"narrow": (2, 1, 8, 12), "wide": (4, 2, 16, 40)}
 """Heads, KV heads, head dimension and expert width of untrained heads."""
-PROMPT_LENGTHS = (9, 1, 26, 15)
-NUM_NEW = (44, 26, 37, 31)
+PROMPT_LENGTHS = (9, 1, 26, 15, 5)
+NUM_NEW = (44, 26, 37, 31, 40)
 """Per row, so that rows of a batch finish in different cycles."""
 
 
