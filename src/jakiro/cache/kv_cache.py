@@ -95,9 +95,8 @@ class KVCache(Cache):
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only ``rows``, renumbered in that order."""
         self._settle()
-        if list(rows) != list(range(len(rows))):
-            for store in self._stores:
-                store.keep(rows, self._used)
+        for store in self._stores:
+            store.keep(rows, self._used)
         self.lengths = [self.lengths[row] for row in rows]
 
     def content(self, row: int) -> list[tuple[Tensor, Tensor]]:

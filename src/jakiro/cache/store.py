@@ -41,10 +41,12 @@ class Store:
         self.data[:, row, :, :used].zero_()
 
     def keep(self, rows: Sequence[int], used: int) -> None:
-        """Move ``rows`` to the front, their first ``used`` slots only."""
-        index = torch.tensor(rows, device=self.data.device)
-        seen = self.data[:, :, :, :used]
-        seen[:, : len(rows)] = seen.index_select(1, index)
+        """Move ``rows`` to the front, their first ``used`` slots only; rows in place stay."""
+        moved = [(new, old) for new, old in enumerate(rows) if new != old]
+        if moved:
+            target, source = torch.tensor(moved, device=self.data.device).unbind(1)
+            seen = self.data[:, :, :, :used]
+            seen[:, target] = seen[:, source]
 
     def aim(self, rows: slice, starts: list[int], num_new: int) -> None:
         """Prepare the views of a forward that writes ``num_new`` slots behind ``starts``."""

@@ -72,10 +72,16 @@ class Batch:
         return emitted
 
     def leave(self, drafter: Drafter) -> list[Request]:
-        """Remove the finished rows everywhere; returns them."""
+        """Remove the finished rows everywhere; returns them.
+
+        Rows from the end fill the gaps, so that few caches have to move.
+        """
         done = [request for request in self.rows if request.finish_reason is not None]
         if done:
-            stay = [i for i, request in enumerate(self.rows) if request.finish_reason is None]
+            size = len(self.rows) - len(done)
+            running = [i for i, row in enumerate(self.rows) if row.finish_reason is None]
+            behind = [i for i in running if i >= size]
+            stay = [i if i in running else behind.pop() for i in range(size)]
             self.cache.keep(stay)
             self.sampler.keep(stay)
             drafter.keep(stay)
