@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -88,7 +89,8 @@ def _print_texts(engine: Engine, requests: list[Request], samples: list[Sample])
             (sample for sample in first if sample.request == index),
             key=lambda sample: sample.method != "plain",
         )
-        table = Table(expand=True, title=_decoded(engine, request.prompt_ids), title_justify="left")
+        asked = shorten(_decoded(engine, request.prompt_ids), width=160, placeholder=" ...")
+        table = Table(expand=True, title=asked, title_justify="left")
         for sample in pair:
             table.add_column(f"{sample.method}  {sample.wall_ms:.0f} ms", ratio=1)
         table.add_row(*(_decoded(engine, sample.answer.token_ids) for sample in pair))
