@@ -77,7 +77,8 @@ def summarise(
     """One ``Summary`` per method for the requests of ``task``; without a ``judge`` no texts are
     compared."""
     here = [sample for sample in samples if requests[sample.request].task == task]
-    names = list(dict.fromkeys(sample.method for sample in here))
+    # In the order of the whole run: within a task it depends on where the rotation stood.
+    names = list(dict.fromkeys(sample.method for sample in samples))
     by_method = {name: [sample for sample in here if sample.method == name] for name in names}
     ordered = [PLAIN, *(name for name in names if name != PLAIN)]
     return [_summary(by_method[name], by_method[PLAIN], requests, judge) for name in ordered]
