@@ -81,6 +81,14 @@ def test_stop_strings_span_tokens(stop: str, num_tokens: int, text: str, depth: 
     assert done.token_ids == script[:num_tokens]
 
 
+def test_a_stop_string_counts_before_min_new_tokens() -> None:
+    """As in ``transformers``, where ``min_new_tokens`` puts off end tokens only."""
+    script = [word("hello"), word(" wor"), word("ld"), *ABC]
+    params = SamplingParams(max_new_tokens=12, min_new_tokens=9, stop=("lo w",))
+    (done,) = engine(script).generate([PROMPT], params, processors=[Says(script)])
+    assert (done.text, done.token_ids, done.finish_reason) == ("hel", script[:2], "stop")
+
+
 def test_the_earliest_of_several_stop_strings_counts() -> None:
     script = [word("hello"), word(" wor"), word("ld"), *ABC]
     params = SamplingParams(max_new_tokens=12, stop=("wo", "lo w", "ld"))

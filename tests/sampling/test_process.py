@@ -252,7 +252,9 @@ def test_a_bad_row_fails_alone(poison: float) -> None:
     padded = ~tree.valid
     bad[padded] = poison
     view = sampler_of(cases).view(tree, bad)
-    assert view.failed.tolist() == [True] * len(CASES) + [False] * len(CASES)
+    failed = view.failed & tree.valid
+    assert failed.any(-1).tolist() == [True] * len(CASES) + [False] * len(CASES)
+    assert failed[: len(CASES), 4].all() and failed.sum() == len(CASES)
     assert ((view.choice >= 0) & (view.choice < VOCAB)).all()
     kept = slice(len(CASES), None)
     assert torch.equal(view.choice[kept][~padded[kept]], healthy.choice[kept][~padded[kept]])

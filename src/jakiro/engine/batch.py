@@ -28,7 +28,20 @@ class Batch:
         self._device = target.device
 
     def admit(self, request: Request, target: Target, drafter: Drafter) -> None:
-        """Prefill one request; it emits its first token and becomes the last row."""
+        """Prefill one request; it emits its first token and becomes the last row.
+
+        Whatever is raised on the way, out of memory or an interrupt, fails this request only: no
+        room keeps a part of its row.
+        """
+        size = len(self.rows)
+        try:
+            self._admit(request, target, drafter)
+        except BaseException as error:
+            request.finish("error", _reason(error))
+            self._keep(list(range(size)), drafter)
+            raise
+
+    def _admit(self, request: Request, target: Target, drafter: Drafter) -> None:
         row = self.cache.admit()
         needed = len(request.prompt_ids) + request.num_wanted + self._plan.budget
         self.cache.reserve(row + 1, needed)
@@ -46,8 +59,8 @@ class Batch:
         self.rows.append(request)
         tree = TokenTree.root_only(torch.tensor(request.prompt_ids[-1:], device=self._device))
         nodes = self.sampler.view(tree, out.logits, slice(row, row + 1))
-        request.stats.num_prefills = 1
-        self._take(row, nodes.choice[0].tolist(), out.logits[0], bool(nodes.failed[0]))
+        choices, failed = nodes.choice[0].tolist(), nodes.failed[0].tolist()
+        request.stats.num_prefills = self._take(row, choices, out.logits[0], failed)
 
     def request(self) -> DraftRequest:
         """What the drafter may know. A cycle emits one token more than it accepts, so the deepest
@@ -56,20 +69,17 @@ class Batch:
         caps = [row.num_left - 1 for row in self.rows]
         return DraftRequest(roots, self.cache.lengths, caps, self._plan, self._noise)
 
-    def emit(
-        self, tree: TokenTree, nodes: NodeView, verdict: Verdict, out: TargetOutput
-    ) -> list[int]:
-        """Hand every row its accepted tokens and its bonus; returns tokens emitted per row."""
-        tokens, failed = tree.tokens.tolist(), nodes.failed.tolist()
+    def emit(self, tree: TokenTree, nodes: NodeView, verdict: Verdict, out: TargetOutput) -> None:
+        """Hand every row its accepted tokens and its bonus."""
+        tokens = tree.tokens.tolist()
         deepest = (tree.depth * tree.valid).amax(-1).tolist()
-        emitted = []
+        failed = nodes.failed.gather(1, verdict.path).tolist()
         for row, (request, path) in enumerate(zip(self.rows, verdict.paths, strict=True)):
             request.stats.num_forwards += 1
             request.stats.count_path(len(path) - 1, deepest[row])
             new = [tokens[row][node] for node in path[1:]] + [verdict.bonuses[row]]
             logits = out.logits[row, verdict.path[row, : len(path)]]
-            emitted.append(self._take(row, new, logits, failed[row]))
-        return emitted
+            self._take(row, new, logits, failed[row][: len(path)])
 
     def leave(self, drafter: Drafter) -> list[Request]:
         """Remove the finished rows everywhere; returns them.
@@ -82,19 +92,33 @@ class Batch:
             running = [i for i, row in enumerate(self.rows) if row.finish_reason is None]
             behind = [i for i in running if i >= size]
             stay = [i if i in running else behind.pop() for i in range(size)]
-            self.cache.keep(stay)
-            self.sampler.keep(stay)
-            drafter.keep(stay)
-            self.rows = [self.rows[i] for i in stay]
+            self._keep(stay, drafter)
         return done
 
-    def _take(self, row: int, tokens: list[int], logits: Tensor, failed: bool) -> int:
-        """Give ``tokens``, chosen from raw ``logits`` [len(tokens), V], to a row."""
+    def abandon(self, error: BaseException, drafter: Drafter) -> list[Request]:
+        """Fail every row because of ``error``: a cycle cut short leaves the rooms at different
+        tokens. Returns the rows, which have left."""
+        for request in self.rows:
+            if request.finish_reason is None:
+                request.finish("error", _reason(error))
+        return self.leave(drafter)
+
+    def _keep(self, stay: list[int], drafter: Drafter) -> None:
+        self.cache.keep(stay)
+        self.sampler.keep(stay)
+        drafter.keep(stay)
+        self.rows = [self.rows[i] for i in stay]
+
+    def _take(self, row: int, tokens: list[int], logits: Tensor, failed: list[bool]) -> int:
+        """Give ``tokens`` to a row, up to the first one whose choice ``failed``; they were chosen
+        from raw ``logits`` [len(tokens), V]. Returns how many it took."""
         request = self.rows[row]
-        if failed:
-            request.finish("error", "the target returned NaN logits for this request")
-            return 0
-        taken = request.take(tokens)
+        num_good = failed.index(True) if True in failed else len(tokens)
+        taken = request.take(tokens[:num_good])
+        if num_good < len(tokens) and request.finish_reason is None:
+            request.finish(
+                "error", "the logits of this request are NaN, or leave no token to choose"
+            )
         self.sampler.extend(row, taken)
         request.stats.num_emitted += len(taken)
         if request.params.logprobs is not None:
@@ -102,10 +126,14 @@ class Batch:
         return len(taken)
 
 
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def _logprobs(logits: Tensor, tokens: list[int], num_top: int) -> list[TokenLogprobs]:
     """Raw log-probabilities of ``tokens`` under ``logits`` [at least len(tokens), V]."""
     table = logits[: len(tokens)].double().log_softmax(-1)
-    best = table.topk(num_top, dim=-1) if num_top else None
+    best = table.topk(min(num_top, table.shape[-1]), dim=-1) if num_top else None
     return [
         TokenLogprobs(
             token,

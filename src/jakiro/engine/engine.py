@@ -48,10 +48,11 @@ class Chunk:
 
 
 class Engine:
-    """A target, a drafter and a rule, with the requests they work on.
+    """A target, a drafter and a rule, with the requests they work on. ``jakiro.load`` makes one.
 
     ``generate`` and ``stream`` are loops over ``submit`` and ``step``; several streams may be read
-    in turn, they share the batch.
+    in turn, they share the batch. ``stats`` are the times of all cycles and the counts of all
+    requests that have left. Not for several threads at once.
     """
 
     def __init__(  # noqa: PLR0913  the settings of the public object, by keyword
@@ -93,7 +94,15 @@ class Engine:
         processors: Sequence[LogitsProcessor] = (),
     ) -> list[Completion]:
         """Answer all ``prompts``, in their order. A failed request comes back with
-        ``finish_reason == "error"``; the others are not disturbed."""
+        ``finish_reason == "error"``; the others are not disturbed. No prompt is started before all
+        of them and their ``params`` (one for all, or one each) are found good.
+
+        ``processors`` see unpadded ids [1 or more, T] and logits [.., V] before the temperature.
+
+        Raises:
+            ConfigError: a setting is impossible for this target.
+            PromptError: a prompt is empty, too long, or no text and no list of ids or messages.
+        """
         if isinstance(prompts, str):
             raise ConfigError("prompts is a list; for one prompt write generate([prompt])")
         each = self._params_for(prompts, params)
@@ -117,7 +126,11 @@ class Engine:
         *,
         processors: Sequence[LogitsProcessor] = (),
     ) -> Iterator[Chunk]:
-        """Answer one prompt piece by piece. Closing the iterator cancels the request."""
+        """Answer one prompt piece by piece. Closing the iterator cancels the request.
+
+        Raises, at the first piece, what ``generate`` raises, and in the end:
+            RowFailed: the request could not be finished; what was good has been given out.
+        """
         request = self.submit(prompt, params or SamplingParams(), processors=processors)
         try:
             num_tokens = num_chars = 0
@@ -151,14 +164,20 @@ class Engine:
         *,
         processors: Sequence[LogitsProcessor] = (),
     ) -> Request:
-        """Queue a request; ``step`` until its ``finish_reason`` is set."""
+        """Queue a request; ``step`` until its ``finish_reason`` is set. Raises what ``generate``
+        raises."""
         request = self._request(prompt, params or SamplingParams(), processors)
         self._waiting.append(request)
         return request
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Admit what fits, run one cycle, let finished rows go. False: there is nothing to do."""
+        """Admit what fits, run one cycle, let finished rows go. False: there is nothing to do.
+
+        What is raised in between (out of memory, an interrupt, a processor) goes on to the caller.
+        It ends the request being admitted or, in a cycle, the rows in flight with the reason
+        ``error``; the engine can be used further.
+        """
         self._leave()
         began = time.perf_counter()
         while self._waiting and len(self._batch.rows) < self._max_batch_size:
@@ -171,7 +190,11 @@ class Engine:
         self._leave()
         if not self._batch.rows:
             return bool(self._waiting)
-        step(self._batch, self.target, self.drafter, self.rule.function, self.stats)
+        try:
+            step(self._batch, self.target, self.drafter, self.rule.function, self.stats)
+        except BaseException as error:
+            self._count(self._batch.abandon(error, self.drafter))
+            raise
         self._leave()
         return True
 
@@ -180,7 +203,16 @@ class Engine:
         self.stats = Stats()
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; a conversation goes through the chat template."""
+        """Token ids of a prompt; a conversation goes through the chat template.
+
+        Raises:
+            PromptError: the prompt is empty or of another kind, or there is no tokenizer for it.
+        """
+        if not isinstance(prompt, (str, list)):
+            raise PromptError(
+                "a prompt is a text, a list of token ids or a list of messages, got "
+                f"{type(prompt).__name__}; of a tensor, take .tolist()"
+            )
         if not prompt:
             raise PromptError("the prompt is empty; give at least one token")
         if not isinstance(prompt, str) and isinstance(prompt[0], int):
@@ -191,13 +223,19 @@ class Engine:
             )
         if isinstance(prompt, str):
             return list(self.tokenizer(prompt)["input_ids"])
-        rendered = self.tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=False
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(prompt), add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # templates raise whatever they like
+            raise PromptError(f"the chat template refuses the conversation: {error}") from error
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
     def _leave(self) -> None:
-        for request in self._batch.leave(self.drafter):
+        self._count(self._batch.leave(self.drafter))
+
+    def _count(self, done: list[Request]) -> None:
+        for request in done:
             count_run(self.stats, request)
 
     def _params_for(
@@ -214,6 +252,7 @@ class Engine:
     ) -> Request:
         ids = self.encode(prompt)
         self.target.check_prompt(ids)
+        self._batch.sampler.check(params)
         if params.stop and self.tokenizer is None:
             raise ConfigError("stop strings need a tokenizer; load with tokenizer=")
         end_ids = frozenset(params.stop_token_ids)

@@ -25,8 +25,13 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answer to one prompt. ``token_ids`` include the end token; ``text`` stops before a stop
-    string and shows no special tokens (empty without a tokenizer)."""
+    """The answer to one prompt.
+
+    ``token_ids`` include the end token; ``text`` stops before a stop string and shows no special
+    tokens (empty without a tokenizer). ``finish_reason``: ``stop`` (end token or stop string),
+    ``length``, ``error`` (``error`` says which; the tokens before it are good) or ``cancelled``.
+    ``seed`` is the one it was sampled with; ``logprobs`` has an entry per token if asked for.
+    """
 
     prompt_ids: list[int]
     token_ids: list[int]
@@ -110,7 +115,5 @@ class Request:
     def _ends_with(self, token: int) -> bool:
         if self.detokenizer is not None:
             self.detokenizer.push(token)
-        if len(self.token_ids) < self.params.min_new_tokens:
-            return False
         is_stopped = self.detokenizer is not None and self.detokenizer.is_stopped
         return is_stopped or token in self.end_ids

@@ -14,6 +14,7 @@ class Stats:
     """
 
     num_prefills: int = 0
+    """Prefills that brought a first token."""
     num_forwards: int = 0
     num_emitted: int = 0
     accepted_by_depth: list[int] = field(default_factory=list)

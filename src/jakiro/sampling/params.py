@@ -25,24 +25,34 @@ class SamplingParams:
     """
 
     max_new_tokens: int = 128
+    """An answer ends earlier where the context of the target does."""
     temperature: float = 0.0
     """0 is greedy decoding."""
     top_k: int = 0
     """0 is off."""
     top_p: float = 1.0
+    """1 is off."""
     min_p: float = 0.0
+    """0 is off."""
     repetition_penalty: float = 1.0
+    """Of the tokens of prompt and answer; 1 is off."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """By token id, added before everything else."""
     stop: tuple[str, ...] = ()
+    """Strings that end the answer at the token that completes one; its text stops before it."""
     stop_token_ids: tuple[int, ...] = ()
+    """End tokens besides those of the model."""
     ignore_eos: bool = False
+    """Only ``stop_token_ids`` are end tokens."""
     seed: int | None = None
-    """None: the engine draws one and reports it."""
+    """None: the engine draws one from the global generator of torch and reports it."""
     min_new_tokens: int = 0
+    """Before that many, end tokens are banned; stop strings count at any time."""
     logprobs: int | None = None
-    """How many alternatives to report per token; None reports nothing."""
+    """How many alternatives to report per token, with the log-probabilities of the raw logits;
+    None reports nothing."""
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, 1)

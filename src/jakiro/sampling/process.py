@@ -32,8 +32,8 @@ class NodeView:
     choice: Tensor
     """[B, N] int64: the token the target emits after each node."""
     failed: Tensor
-    """[B] bool: rows whose logits have no finite maximum at some valid node (NaN, say); their
-    choices mean nothing."""
+    """[B, N] bool: nodes whose processed logits have no finite maximum (NaN, or no token left);
+    their choices mean nothing."""
     distribution: Callable[[], Tensor]
     """Computes ``probs``."""
 
@@ -62,6 +62,15 @@ class Sampler:
         self._counts = torch.zeros(0, vocab_size, device=device)
         self._rewind()
 
+    def check(self, params: SamplingParams) -> None:
+        """Raise ``ConfigError`` if ``logit_bias`` names a token outside the vocabulary."""
+        for token in params.logit_bias:
+            if token >= self._vocab_size:
+                raise ConfigError(
+                    f"logit_bias names token {token}, but the target chooses among "
+                    f"{self._vocab_size} tokens; allowed ids are 0..{self._vocab_size - 1}"
+                )
+
     def admit(
         self,
         params: SamplingParams,
@@ -73,17 +82,10 @@ class Sampler:
         processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         """Append a row. ``seed`` is the one to use, whatever ``params`` says; ``eos_ids`` are
-        banned, like ``params.stop_token_ids``, until ``min_new_tokens`` are out.
-
-        Raises:
-            ConfigError: ``logit_bias`` names a token outside the vocabulary.
+        banned, like ``params.stop_token_ids``, until ``min_new_tokens`` are out. Raises as
+        ``check`` does.
         """
-        for token in params.logit_bias:
-            if token >= self._vocab_size:
-                raise ConfigError(
-                    f"logit_bias names token {token}, but the target chooses among "
-                    f"{self._vocab_size} tokens; allowed ids are 0..{self._vocab_size - 1}"
-                )
+        self.check(params)
         stop_ids = tuple({*eos_ids, *params.stop_token_ids})
         row = Row(params, list(prompt), len(prompt), stop_ids, tuple(processors))
         self._rows.append(row)
@@ -124,12 +126,11 @@ class Sampler:
         settings = self._settings if rows is None else self._settings_of(part)
         processed = self._process(tree, logits, part, settings)
         nodes = self._nodes(processed, tree.depth, part, settings)
-        if processed is logits and isinstance(settings.greedy, slice):
-            best, choice = logits.max(-1)
+        if isinstance(settings.greedy, slice):
+            best, choice = processed.max(-1)
         else:
-            best, choice = logits.amax(-1), nodes.choice()
-        failed = (tree.valid & ~best.isfinite()).any(-1)
-        return NodeView(choice, failed, nodes.probs)
+            best, choice = processed.amax(-1), nodes.choice()
+        return NodeView(choice, ~best.isfinite(), nodes.probs)
 
     def scores(self, logits: Tensor, depth: int) -> Tensor:
         """Log scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits

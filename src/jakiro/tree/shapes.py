@@ -33,6 +33,7 @@ class TreePlan:
     ``kind``: ``chain`` (width 1), ``static`` (``paths``), ``dynamic`` (the ``width`` best nodes of
     each level are expanded by their ``width`` best children, the ``budget`` best of all kept:
     EAGLE-2, arXiv 2406.16858). ``depth``: levels below the root. ``budget``: nodes without root.
+    ``chain``, ``static`` and ``parse`` make consistent ones. Raises ``ConfigError``.
     """
 
     kind: Literal["chain", "static", "dynamic"] = "dynamic"
