@@ -40,20 +40,31 @@ def batch(prompts: list[list[int]]) -> dict[str, Any]:
         (PROMPTS[:1], {"no_repeat_ngram_size": 2, "repetition_penalty": 1.1}),
         (PROMPTS[:1], {"bad_words_ids": [[5], [11, 12]]}),
         (PROMPTS[:1], {"min_length": 15}),
+        (PROMPTS[:1], {"top_p": 0.0, "top_k": 0, "do_sample": True}),
     ],
 )
 def test_greedy_equals_generate(
     model: PreTrainedModel, prompts: list[list[int]], settings: dict[str, Any]
 ) -> None:
     inputs = batch(prompts)
-    wanted = model.generate(**inputs, max_new_tokens=24, do_sample=False, **settings)
-    found = model.generate(
-        **inputs,
-        max_new_tokens=24,
-        do_sample=False,
-        custom_generate=jakiro.decode("prompt_lookup"),
-        **settings,
-    )
+    settings = {"max_new_tokens": 24, "do_sample": False} | settings
+    wanted = model.generate(**inputs, **settings)
+    found = model.generate(**inputs, custom_generate=jakiro.decode("prompt_lookup"), **settings)
+    assert torch.equal(found, wanted)
+
+
+def test_end_tokens_are_those_of_the_call(model: PreTrainedModel) -> None:
+    inputs, settings = batch(PROMPTS[:1]), {"max_new_tokens": 24, "do_sample": False}
+    answer = model.generate(**inputs, eos_token_id=63, **settings)[0, len(PROMPTS[0]) :].tolist()
+    own, other = list(dict.fromkeys(answer))[3:5]
+    model.generation_config.eos_token_id = own
+    try:
+        wanted = model.generate(**inputs, eos_token_id=other, **settings)
+        decode = jakiro.decode("prompt_lookup")
+        found = model.generate(**inputs, eos_token_id=other, custom_generate=decode, **settings)
+    finally:
+        model.generation_config.eos_token_id = 7
+    assert own in wanted[0, len(PROMPTS[0]) :].tolist(), "the model's own end is passed"
     assert torch.equal(found, wanted)
 
 
@@ -77,26 +88,26 @@ def test_sampling_follows_the_global_seed_and_not_the_drafter(model: PreTrainedM
 
 class Collector(BaseStreamer):
     def __init__(self) -> None:
-        self.tokens: list[int] = []
+        self.pieces: list[Any] = []
         self.ended = False
 
     def put(self, value: torch.Tensor) -> None:
-        self.tokens += value.flatten().tolist()
+        self.pieces.append(value.tolist())
 
     def end(self) -> None:
         self.ended = True
 
 
-def test_the_bound_streamer_hears_every_token_and_the_end(model: PreTrainedModel) -> None:
-    streamer = Collector()
-    out = model.generate(
-        **batch(PROMPTS[:1]),
-        max_new_tokens=10,
-        do_sample=False,
-        custom_generate=jakiro.decode("prompt_lookup", streamer=streamer),
-    )
-    assert streamer.tokens == out[0, len(PROMPTS[0]) :].tolist()
-    assert streamer.ended
+def test_the_bound_streamer_hears_what_generate_would_tell_it(model: PreTrainedModel) -> None:
+    """The prompt first (streamers skip it by themselves), then each token, then the end."""
+    settings = {"max_new_tokens": 10, "do_sample": False}
+    wanted, found = Collector(), Collector()
+    model.generate(**batch(PROMPTS[:1]), streamer=wanted, **settings)
+    bound = jakiro.decode("prompt_lookup", streamer=found)
+    model.generate(**batch(PROMPTS[:1]), custom_generate=bound, **settings)
+    assert found.pieces == wanted.pieces
+    assert len(found.pieces) == 11
+    assert found.ended and wanted.ended
 
 
 def test_a_dict_is_returned_where_asked_for(model: PreTrainedModel) -> None:

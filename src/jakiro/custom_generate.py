@@ -42,7 +42,7 @@ def decode(
     tokenizer: Any = None,
     stop: Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """A callable for ``generate(custom_generate=...)``.
+    """A callable for ``generate(custom_generate=...)``; ``drafter`` and ``tree`` as in ``load``.
 
     Settings come from the generation config, seeds from torch's global generator. ``streamer``,
     ``tokenizer`` and ``stop`` are bound here because ``generate`` does not hand them on to a
@@ -51,6 +51,8 @@ def decode(
     Raises (when generating):
         ConfigError: for beams, guidance, supplied caches, stopping criteria of one's own and
             warpers that run after temperature, each named.
+        RowFailed: an answer could not be finished.
+        And what ``load`` raises, at the first call.
     """
     engines: dict[int, Engine] = {}
 
@@ -85,6 +87,7 @@ def decode(
             answers = [completion.token_ids for completion in done]
         else:
             answers = [[]]
+            streamer.put(input_ids.cpu())
             for chunk in engine.stream(prompts[0], params, processors=processors):
                 answers[0] += chunk.token_ids
                 for token in chunk.token_ids:
@@ -139,13 +142,13 @@ def _params(
         max_new_tokens=int(config.max_length) - prompt_length,
         temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
         top_k=int(config.top_k or 0),
-        top_p=float(config.top_p or 1.0),
+        top_p=1.0 if config.top_p is None else float(config.top_p),
         min_p=float(config.min_p or 0.0),
         repetition_penalty=1.0 if has_extra else float(config.repetition_penalty or 1.0),
         min_new_tokens=0 if has_extra else shortest,
         stop=stop,
         stop_token_ids=tuple(ends),
-        ignore_eos=False,
+        ignore_eos=True,  # the end tokens of this call, and not the model's own besides
     )
 
 
