@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -46,41 +47,51 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     """An engine for ``target`` and ``drafter``.
 
     Args:
-        target: ``"pico"`` (the bundled model), a directory, a hub name, or a loaded model.
-        drafter: a registered name, a checkpoint directory, or a drafter. Trained drafters by name
-            are the bundled ones and need the bundled target. None: the bundled Jakiro head for
-            the bundled target, prompt lookup for any other.
+        target: ``"pico"`` (the bundled model), a directory, a hub name, or a loaded model (one in
+            a PEFT wrapper included).
+        drafter: a registered name, a checkpoint directory, or a drafter that no other engine
+            uses. A registered name wins over a directory called so. Trained drafters by name are
+            the bundled ones and need the bundled target. None: the bundled Jakiro head for the
+            bundled target, prompt lookup for any other.
         tokenizer: needed for text prompts where ``target`` is a loaded model.
         tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``.
+        rule: what of a draft is kept; see ``jakiro list``.
         dtype: computing type of target and drafter; default: float32 for the bundled target,
-            what the checkpoint says for others.
-        device, device_map: where the target goes; a map needs ``accelerate``.
+            what the checkpoint says for others. A loaded model stays as it is.
+        device, device_map: where a target that is loaded here goes.
+        max_batch_size: requests decoded together; more wait.
         noise_aware: let drafts at T > 0 lean to where the sampling noise points (the text is the
             same either way).
 
     Raises:
-        UnknownName, ConfigError, TargetRefused, PairMismatch, CheckpointError.
+        UnknownName: there is no drafter or rule of that name.
+        ConfigError: ``tree``, ``dtype``, ``device`` or ``max_batch_size`` is impossible.
+        CheckpointError: target, tokenizer or head is missing, damaged or incomplete.
+        TargetRefused: the target cannot be driven losslessly.
+        PairMismatch: the head was made for another target.
     """
     if device is not None and device_map is not None:
         raise ConfigError("give device or device_map, not both")
+    plan = TreePlan.parse(tree) if isinstance(tree, str) else tree
+    found_rule = find_rule(rule)
     is_bundled = _is_bundled(target)
     location = _bundled(BUNDLED_TARGET) if target == BUNDLED_TARGET else target
-    if isinstance(location, PreTrainedModel):
-        model = location
-    else:
+    if isinstance(location, (str, Path)):
         wanted = _dtype(dtype, torch.float32 if is_bundled else "auto")
-        model = _load_model(location, wanted, device, device_map)
+        model = _load_model(location, wanted, _device(device), device_map)
         if tokenizer is None:
-            tokenizer = cast(PromptTokenizer, AutoTokenizer.from_pretrained(location))
+            tokenizer = _load_tokenizer(location)
+    else:
+        model = location
     wrapped = Target(model)
     chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
     return Engine(
         wrapped,
         chosen if isinstance(chosen, Drafter) else _load_drafter(chosen, wrapped, is_bundled),
-        find_rule(rule),
-        plan=TreePlan.parse(tree) if isinstance(tree, str) else tree,
+        found_rule,
+        plan=plan,
         tokenizer=tokenizer,
-        eos_ids=eos_ids(model, tokenizer),
+        eos_ids=eos_ids(wrapped.model, tokenizer),
         max_batch_size=max_batch_size,
         noise=None if noise_aware else _DeterministicScores(),
     )
@@ -116,24 +127,72 @@ def _dtype(given: str | torch.dtype | None, default: str | torch.dtype) -> str |
     return found
 
 
+def _device(given: str | torch.device | None) -> torch.device | None:
+    """A device that this machine has."""
+    if given is None:
+        return None
+    try:
+        return torch.empty(0, device=given).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"cannot use the device {str(given)!r}: {_first_line(error)}; use cpu, or cuda where "
+            "torch finds a GPU"
+        ) from error
+
+
 def _load_model(
-    location: str | Path, dtype: str | torch.dtype, device: Any, device_map: Any
+    location: str | Path,
+    dtype: str | torch.dtype,
+    device: torch.device | None,
+    device_map: str | dict[str, Any] | None,
 ) -> PreTrainedModel:
     """A causal LM in evaluation mode from a directory or the hub."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, device_map=device_map)
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype,
+            device_map=device_map,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot load a causal language model from {str(location)!r}: {error}. Give a "
-            f"directory with config.json and weights, a hub name, or {BUNDLED_TARGET!r}"
+            f"cannot load a causal language model from {str(location)!r}: {_first_line(error)}. "
+            "Give a directory with config.json and weights, a hub name, or "
+            f"{BUNDLED_TARGET!r}"
         ) from error
-    return model if device is None else model.to(device)
+    model, report = loaded
+    shapes = (f"{name} has shape {list(is_)}" for name, is_, _ in report["mismatched_keys"])
+    if wrong := sorted([*(f"{name} is missing" for name in report["missing_keys"]), *shapes]):
+        raise CheckpointError(
+            f"{len(wrong)} tensors in {str(location)!r} do not fit its config, the first: "
+            f"{wrong[0]}; copy or save the model again"
+        )
+    placed: PreTrainedModel = model if device is None else model.to(device)
+    return placed
+
+
+def _load_tokenizer(location: str | Path) -> PromptTokenizer:
+    try:
+        return cast(PromptTokenizer, AutoTokenizer.from_pretrained(location))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"cannot load the tokenizer of {str(location)!r}: {_first_line(error)}. Save one "
+            "beside the weights, or give load(tokenizer=...)"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of a library says first; more lines are advice about other things."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Drafter:
     """A drafter by registered name or from a checkpoint directory."""
     name = str(chosen)
-    if Path(chosen).is_dir():
+    is_name = isinstance(chosen, str) and chosen in registry.names()
+    if not is_name and Path(chosen).is_dir():
         return _head(Path(chosen), target)
     try:
         entry = registry.find(name)

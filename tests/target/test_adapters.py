@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
+import jakiro
 from jakiro.errors import TargetRefused
 from jakiro.target.target import Target
 from jakiro.tree.token_tree import TokenTree
@@ -42,6 +43,7 @@ def test_lora_target_speaks_with_its_adapter() -> None:
     target = Target(model)
     assert (target.route, target.feature_refusal) == ("mask", None)
     agrees_with(target, model, 1e-9)
+    assert jakiro.load(model, "none").target.model is target.model
     ids = torch.tensor([[5, 9, 2]])
     with torch.no_grad():
         assert (model(ids).logits - plain(ids).logits).abs().max() > 0.1

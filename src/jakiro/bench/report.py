@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -13,7 +12,8 @@ from typing import Any
 from jakiro.bench.environment import Environment
 from jakiro.bench.statistics import Spread
 from jakiro.bench.summary import Summary
-from jakiro.errors import ConfigError, JakiroError
+from jakiro.errors import CheckpointError, ConfigError, JakiroError
+from jakiro.hub.files import Writer, replace_files
 
 SCHEMA = 1
 """Rises when a field of the JSON changes its meaning or goes."""
@@ -64,19 +64,19 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def save(self, directory: Path) -> list[Path]:
-        """Write ``report.json``, ``report.md`` and ``speedup.png``; returns their paths."""
+        """Write ``report.json``, ``report.md`` and ``speedup.png``; returns their paths. Raises
+        ``JakiroError`` if they cannot be written."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n"
+        writers: dict[Path, Writer] = {
+            directory / "report.json": lambda path: path.write_text(text, "utf-8"),
+            directory / "report.md": lambda path: path.write_text(self.to_markdown(), "utf-8"),
+            directory / "speedup.png": lambda path: chart(self, path),
+        }
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n"
-            written = [
-                _write(directory / "report.json", text),
-                _write(directory / "report.md", self.to_markdown()),
-                directory / "speedup.png",
-            ]
-            chart(self, written[-1])
-        except OSError as error:
+            replace_files(writers)
+        except CheckpointError as error:
             raise JakiroError(f"cannot write the report to {str(directory)!r}: {error}") from error
-        return written
+        return list(writers)
 
 
 def cells(summary: Summary) -> list[str]:
@@ -97,10 +97,19 @@ def cells(summary: Summary) -> list[str]:
     ]
 
 
-def require_chart() -> None:
-    """Raise ``ConfigError`` where charts cannot be drawn; cheaper to know before a run."""
+def prepare(directory: Path) -> None:
+    """Make the ``directory`` of a report; what ``save`` would say is cheaper to know before a run.
+
+    Raises:
+        ConfigError: charts cannot be drawn.
+        JakiroError: the directory cannot be made.
+    """
     if find_spec("matplotlib") is None:
         raise ConfigError("the chart needs matplotlib; run pip install 'jakiro[bench]'")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JakiroError(f"cannot write the report to {str(directory)!r}: {error}") from error
 
 
 def chart(report: Report, path: Path) -> None:
@@ -135,7 +144,7 @@ def chart(report: Report, path: Path) -> None:
     axes.set_xticks(range(len(report.tasks)), list(report.tasks))
     axes.set_ylabel("speedup over plain decoding")
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, format="png", dpi=150)
 
 
 def _methods(report: Report) -> list[str]:
@@ -167,11 +176,3 @@ def _equal(summary: Summary) -> str:
     if equality.num_bugs:
         text += f", {equality.num_bugs} BUGS"
     return text
-
-
-def _write(path: Path, text: str) -> Path:
-    """Whole or not at all."""
-    draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(text, "utf-8")
-    os.replace(draft, path)
-    return path

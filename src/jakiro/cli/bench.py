@@ -56,7 +56,7 @@ def bench(
     All methods share one target in one process. Exit code 1 if a text differs from that of plain
     decoding by more than a near-tie.
     """
-    from jakiro.bench.report import require_chart
+    from jakiro.bench.report import prepare
     from jakiro.bench.workloads import load_tasks
     from jakiro.cli import session
     from jakiro.cli.requests import encode_tasks
@@ -72,7 +72,7 @@ def bench(
         seed=seed,
     )
     if out is not None:
-        require_chart()
+        prepare(out)
     tasks = load_tasks(task or ["humaneval", "gsm8k"], limit)
     plain = session.open_engine(target, "none", dtype=dtype, device=device, threads=threads)
     methods = _methods(plain, target, method, transformers)

@@ -67,9 +67,7 @@ def generate(
         logprobs=logprobs,
         seed=seed,
     )
-    text = sys.stdin.read().rstrip("\n") if prompt in (None, "-") else prompt
-    if not text:
-        raise PromptError("the prompt is empty; give a text or pipe one in")
+    text = _prompt(prompt)
     engine = session.open_engine(
         target, drafter, tree=tree, dtype=dtype, device=device, threads=threads
     )
@@ -84,6 +82,23 @@ def generate(
     typer.echo(json.dumps(record, ensure_ascii=False) if as_json else "")
     if stats:
         session.print_stats(done)
+
+
+def _prompt(given: str | None) -> str:
+    """The prompt, from standard input unless it is given.
+
+    Raises:
+        PromptError: it is empty or no UTF-8.
+    """
+    try:
+        text = sys.stdin.read().rstrip("\n") if given in (None, "-") else given
+        # Bytes of an argument that are no UTF-8 arrive as lone surrogates.
+        (text or "").encode()
+    except UnicodeError as error:
+        raise PromptError(f"the prompt is not UTF-8 text ({error}); convert it first") from error
+    if not text:
+        raise PromptError("the prompt is empty; give a text or pipe one in")
+    return text
 
 
 def parse_bias(entries: list[str]) -> dict[int, float]:

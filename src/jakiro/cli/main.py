@@ -47,7 +47,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except JakiroError as error:
-            typer.echo(f"Error: {error}", err=True)
+            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
             code = USAGE if isinstance(error, ConfigError) else FAILURE
             raise typer.Exit(code) from error
 

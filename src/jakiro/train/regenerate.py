@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jakiro.engine.engine import Engine
-from jakiro.errors import ConfigError, DataError, PromptError
+from jakiro.errors import CheckpointError, ConfigError, DataError, PromptError
 from jakiro.sampling.params import SamplingParams
 from jakiro.train.data import Message, Record
 
@@ -32,16 +32,12 @@ def regenerate(
     """
     conversations = [record for record in records if record.messages is not None]
     done = _stored(path, conversations)
-    with path.open("a", encoding="utf-8") as file:
-        for start in range(len(done), len(conversations), _GROUP):
-            report(start, len(conversations))
-            group = conversations[start : start + _GROUP]
-            for record, messages in zip(group, _answer(engine, group, params, start), strict=True):
-                line = {"place": record.place, "messages": messages}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                done.append(messages)
-            file.flush()
-            os.fsync(file.fileno())
+    for start in range(len(done), len(conversations), _GROUP):
+        report(start, len(conversations))
+        group = conversations[start : start + _GROUP]
+        answers = _answer(engine, group, params, start)
+        _append(path, group, answers)
+        done += answers
     report(len(conversations), len(conversations))
     answered = iter(done)
     for record in records:
@@ -91,11 +87,29 @@ def _answered(messages: list[Message]) -> list[Message]:
     return messages
 
 
+def _append(path: Path, group: Sequence[Record], answers: Sequence[list[Message]]) -> None:
+    """Keep the ``answers`` to ``group``; they outlive a kill of the process."""
+    lines = [
+        json.dumps({"place": record.place, "messages": messages}, ensure_ascii=False) + "\n"
+        for record, messages in zip(group, answers, strict=True)
+    ]
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
 def _stored(path: Path, conversations: Sequence[Record]) -> list[list[Message]]:
     """The answers already in ``path``; a last line cut short by a kill is removed."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         path.write_text(whole, encoding="utf-8")

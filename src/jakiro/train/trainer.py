@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,5 +214,11 @@ class Trainer:
             "head": head.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
-        replace_files({self.out / STATE_FILE: lambda path: torch.save(state, path)})
+        replace_files({self.out / STATE_FILE: partial(_write_state, state)})
         draw(self._history.read(), self.out / PLOT_FILE)
+
+
+def _write_state(state: dict[str, Any], path: Path) -> None:
+    # Through a file of ours, so that a full disk is reported as one.
+    with path.open("wb") as file:
+        torch.save(state, file)
