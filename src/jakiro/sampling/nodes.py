@@ -11,6 +11,9 @@ from jakiro.sampling.noise import gumbel, position_keys
 from jakiro.sampling.rows import Index, Settings
 from jakiro.sampling.shortlist import Kept, dense, kept
 
+_AHEAD = 7
+"""Levels of noise that one row fetches beyond what is asked for."""
+
 
 class LevelNoise:
     """Noise of the whole vocabulary by level: all nodes of one depth share it.
@@ -29,7 +32,9 @@ class LevelNoise:
         noise = self._noise.get(dtype)
         have = 0 if noise is None else noise.shape[1]
         if noise is None or have < num_levels:
-            depths = torch.arange(have, num_levels, device=self._keys.device)
+            # A single row keeps what it has not used yet, so it may fetch ahead.
+            ahead = _AHEAD if len(self._keys) == 1 else 0
+            depths = torch.arange(have, num_levels + ahead, device=self._keys.device)
             keys = position_keys(self._keys[rows, None], self._lengths[rows, None] + depths)
             more = gumbel(keys, self._vocab_size).to(dtype)
             noise = self._noise[dtype] = more if noise is None else torch.cat([noise, more], 1)

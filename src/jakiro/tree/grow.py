@@ -63,35 +63,39 @@ def grow(
     depth = min(plan.depth, max(depth_caps))
     if depth < 1:
         return TokenTree.root_only(roots)
-    caps = torch.tensor(depth_caps, device=roots.device)
+    # Few drafts meet a cap; those that do not are spared the masking of every level.
+    is_capped = min(depth_caps) < depth
+    caps = torch.tensor(depth_caps, device=roots.device) if is_capped else None
     build = _static if plan.kind == "static" else _dynamic
     pool = build(plan, depth, root_scores, expand, caps)
     return _rerank(roots, pool, plan.budget)
 
 
-def _children(scores: Tensor, width: int, too_deep: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and tokens [B, K, width] of the best children; -inf in rows that may not go on and
-    where the vocabulary has fewer tokens than that."""
+def _children(scores: Tensor, width: int, level: int, caps: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores and tokens [B, K, width] of the best children at ``level``; -inf in rows with a
+    lower cap and where the vocabulary has fewer tokens than that."""
     missing = max(0, width - scores.shape[-1])
     best = scores.topk(width - missing, dim=-1)
-    values = best.values.masked_fill(too_deep[:, None, None], -torch.inf)
+    values = best.values
+    if caps is not None:
+        values = values.masked_fill((caps < level)[:, None, None], -torch.inf)
     if not missing:
         return values, best.indices
     return F.pad(values, (0, missing), value=-torch.inf), F.pad(best.indices, (0, missing))
 
 
 def _dynamic(
-    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor
+    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor | None
 ) -> _Pool:
     """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case."""
     pool = _Pool([], [], [])
-    scores, tokens = _children(root_scores[:, None], plan.width, caps < 1)
+    scores, tokens = _children(root_scores[:, None], plan.width, 1, caps)
     scores, tokens = scores[:, 0], tokens[:, 0]
     index = pool.add(tokens, torch.full_like(tokens, -1), scores).expand_as(tokens)
     parent_rows = torch.zeros_like(tokens)
     for level in range(1, depth):
         found = expand(Frontier(tokens, parent_rows, level))
-        steps, children = _children(found, plan.width, caps <= level)
+        steps, children = _children(found, plan.width, level + 1, caps)
         below = (scores[:, :, None] + steps).flatten(1)
         fan = steps.shape[-1]
         made = pool.add(children.flatten(1), index.repeat_interleave(fan, dim=1), below)
@@ -102,7 +106,9 @@ def _dynamic(
     return pool
 
 
-def _static(plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor) -> _Pool:
+def _static(
+    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor | None
+) -> _Pool:
     """A fixed shape: only nodes that have children are expanded, each once."""
     pool = _Pool([], [], [])
     rows, device = len(root_scores), root_scores.device
@@ -111,7 +117,7 @@ def _static(plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, cap
     found, above = root_scores[:, None], torch.zeros(rows, 1, device=device)
     for level in range(1, depth + 1):
         paths = [path for path in plan.paths if len(path) == level]
-        steps, children = _children(found, plan.width, caps < level)
+        steps, children = _children(found, plan.width, level, caps)
         column = torch.tensor([columns[path[:-1]] for path in paths], device=device)
         rank = torch.tensor([path[-1] for path in paths], device=device)
         scores = above[:, column] + steps[:, column, rank]
