@@ -75,7 +75,9 @@ class Target:
         ``mask``: additive [B, 1, N, S], one per layer type where the model has several; None:
         causal, slot by slot. ``keep``: logits of the last ``keep`` positions only (0: all).
         """
-        out = self._runner(
+        # Packing is for several rows; one row is spared the detour.
+        run = self.model if tokens.numel() == 1 else self._runner
+        out = run(
             input_ids=tokens,
             position_ids=where,
             attention_mask=mask,

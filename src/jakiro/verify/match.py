@@ -15,6 +15,9 @@ def match(tree: TokenTree, nodes: NodeView) -> Verdict:
     With position-keyed noise the choice at a node does not depend on the tree, so this one rule
     serves every temperature: the text is that of plain decoding with the same seed.
     """
+    if tree.num_nodes == 1:  # nothing was drafted: only the bonus is left
+        root = torch.zeros_like(tree.tokens)
+        return Verdict(root, root[:, 0], nodes.choice[:, 0])
     parents = tree.parents.clamp_min(0)
     agrees = tree.valid & (tree.tokens == nodes.choice.gather(1, parents))
     agrees[:, 0] = True
