@@ -95,19 +95,25 @@ class Nodes:
 
     def scores(self) -> Tensor:
         """[b, N, V] float32: log softmax of (logits + T G) within what the filters keep."""
-        settings, scores = self.settings, torch.empty_like(self.logits, dtype=torch.float32)
+        settings, temperature = self.settings, self.settings.temperature
+        groups: list[tuple[Index, Tensor]] = []
         if settings.greedy is not None:
-            scores[settings.greedy] = self.logits[settings.greedy].float()
+            groups.append((settings.greedy, self.logits[settings.greedy].float()))
         if settings.free is not None:
-            rows = settings.free
-            free = self._free_noisy(rows)
-            scores[rows] = free.mul_(settings.temperature[rows].to(free.dtype)).float()
+            free = self._free_noisy(settings.free)
+            free = free.mul_(temperature[settings.free].to(free.dtype))
+            groups.append((settings.free, free.float()))
         if settings.filtered is not None:
             rows = settings.filtered
             parts, noisy = zip(*self._kept_noisy(rows), strict=True)
             flat = dense(list(parts), list(noisy), self.logits.shape[-1])
             noisy_rows = flat.view_as(self.logits[rows])
-            scores[rows] = (settings.temperature[rows] * noisy_rows).float()
+            groups.append((rows, (temperature[rows] * noisy_rows).float()))
+        if len(groups) == 1:
+            return groups[0][1].log_softmax(-1)
+        scores = torch.empty_like(self.logits, dtype=torch.float32)
+        for rows, values in groups:
+            scores[rows] = values
         return scores.log_softmax(-1)
 
     def _warped(self, rows: Index) -> Tensor:
