@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from jakiro.cache.kv_cache import KVCache
-from jakiro.cache.mask import additive, attendable
+from jakiro.cache.mask import attendable
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.drafters.nn import DraftHead, HeadOutput
 from jakiro.target.features import LAST_FEATURE
@@ -86,7 +86,7 @@ class FeatureDrafter(Drafter):
             where = (lengths + (frontier.depth - 1))[:, None].expand(-1, width)
             parents = feature.gather(1, rows.expand(-1, -1, feature.shape[-1]))
             span = self._cache.aim(slice(0, len(stable)), width)
-            mask = additive(attendable(reach, lengths, span), feature.dtype)
+            mask = attendable(reach, lengths, span)[:, None]
             contrast = self._contrasts and frontier.depth == depth - 2
             out = self._forward(frontier.tokens, parents, where, mask, contrast)
             self._cache.lengths = [length + width for length in self._cache.lengths]
@@ -123,10 +123,10 @@ class FeatureDrafter(Drafter):
         rows, width = tokens.shape
         lengths = torch.tensor(self._cache.lengths, device=roots.device)
         where = lengths[:, None] + torch.arange(width, device=roots.device)
-        reach = torch.ones(width, width, dtype=torch.bool, device=roots.device).tril()
         span = self._cache.aim(slice(0, rows), width)
-        mask = attendable(reach.expand(rows, -1, -1), lengths, span)
-        out = self._forward(tokens, features, where, additive(mask, features.dtype), contrast)
+        # Committed pairs lie at their positions, so plain causality is a comparison.
+        mask = torch.arange(span, device=roots.device) <= where[:, :, None]
+        out = self._forward(tokens, features, where, mask[:, None], contrast)
         for row, count in enumerate(new):
             self._cache.advance(row, count)
         last = (torch.tensor(new, device=roots.device) - 1)[:, None, None]

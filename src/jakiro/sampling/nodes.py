@@ -100,9 +100,9 @@ class Nodes:
         if settings.greedy is not None:
             groups.append((settings.greedy, self.logits[settings.greedy].float()))
         if settings.free is not None:
-            free = self._free_noisy(settings.free)
-            free = free.mul_(temperature[settings.free].to(free.dtype))
-            groups.append((settings.free, free.float()))
+            noise = self._free_noise(settings.free)
+            heat = temperature[settings.free].to(noise.dtype)
+            groups.append((settings.free, (self.logits[settings.free] + heat * noise).float()))
         if settings.filtered is not None:
             rows = settings.filtered
             parts, noisy = zip(*self._kept_noisy(rows), strict=True)
@@ -122,13 +122,18 @@ class Nodes:
 
     def _free_noisy(self, rows: Index) -> Tensor:
         """[g, N, V]: tempered logits of unfiltered rows plus noise, in the logits' precision."""
-        warped, depth = self._warped(rows), self.depth[rows]
+        return self._warped(rows) + self._free_noise(rows)
+
+    def _free_noise(self, rows: Index) -> Tensor:
+        """[g, N, V] of unfiltered rows, in the precision of the logits; N is 1 where all nodes
+        lie at one level."""
+        dtype = self.logits.dtype
         if self.level is not None:
-            noise = self.levels.upto(rows, self.level + 1, warped.dtype)
-            return warped + noise[:, self.level, None]
-        noise = self.levels.upto(rows, int(depth.max()) + 1, warped.dtype)
+            return self.levels.upto(rows, self.level + 1, dtype)[:, self.level, None]
+        depth = self.depth[rows]
+        noise = self.levels.upto(rows, int(depth.max()) + 1, dtype)
         first = torch.arange(depth.shape[0], device=depth.device)[:, None]
-        return warped.add_(noise[first, depth])
+        return noise[first, depth]
 
     def _kept(self, warped: Tensor) -> list[Kept]:
         return kept(warped.flatten(0, 1), self.settings.filters(warped.shape[1]))
