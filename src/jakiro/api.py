@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
-from jakiro.drafters.feature import FeatureDrafter
 from jakiro.engine.engine import Engine, PromptTokenizer
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
@@ -201,19 +200,23 @@ def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Draft
     if not entry.is_trained:
         drafter: Drafter = entry.load()()
         return drafter
+    advice = f"(jakiro train --method {name} --target ...) and give its directory"
     if not is_bundled:
         raise PairMismatch(
             f"the bundled {name!r} head was trained for the bundled target {BUNDLED_TARGET!r}; "
-            f"train one for yours (jakiro train --method {name} --target ...) and give its "
-            "directory"
+            f"train one for yours {advice}"
         )
-    return _head(_bundled(f"{BUNDLED_TARGET}-{name}"), target)
+    directory = _bundled(f"{BUNDLED_TARGET}-{name}")
+    if not directory.is_dir():
+        raise CheckpointError(f"no {name!r} checkpoint is bundled; train one {advice}")
+    return _head(directory, target)
 
 
 def _head(directory: Path, target: Target) -> Drafter:
-    """The head of a checkpoint, with the tree its notes recommend for that target."""
+    """The drafter of a head's checkpoint, with the tree its notes recommend for that target."""
     head = checkpoint.load(directory, target.fingerprint())
-    drafter = FeatureDrafter(head.to(device=target.device, dtype=target.dtype), target)
+    kind = registry.find(head.config.method).load()
+    drafter: Drafter = kind(head.to(device=target.device, dtype=target.dtype), target)
     tree = checkpoint.read_config(directory).get("notes", {}).get("tree")
     if tree is not None:
         drafter.plan = TreePlan.parse(tree)

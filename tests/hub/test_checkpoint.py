@@ -90,7 +90,8 @@ def test_a_truncated_file_is_refused(saved: Path, kept: int) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["head"].update(method="medusa"), "unknown head method 'medusa'"),
+        (lambda c: c["head"].update(method="none"), "unknown head method 'none'"),
+        (lambda c: c["head"].pop("method"), "unknown head method None"),
         (lambda c: c["head"].pop("expert_size"), "lacks head settings: expert_size"),
         (lambda c: c["head"].update(colour="red"), "unknown head settings: colour"),
         (lambda c: c.pop("target"), "lacks the entry 'target'"),

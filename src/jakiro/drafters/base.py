@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
+
+
+class HeadSettings(Protocol):
+    """A frozen dataclass of plain values: everything needed to build a head."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def method(self) -> str:
+        """The registered name of the drafter that drives such a head."""
+
+
+class Head(nn.Module):
+    """A network trained for one target, as checkpoints keep it: ``type(head)(head.config)`` builds
+    another of its sizes, and its state dict is the rest."""
+
+    config: HeadSettings
 
 
 class DraftNoise(Protocol):

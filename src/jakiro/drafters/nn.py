@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jakiro.drafters.base import Head
 from jakiro.errors import ConfigError
 
 EXPERTS: Mapping[str, int] = MappingProxyType({"eagle2": 1, "jakiro": 2})
@@ -195,10 +196,11 @@ class _Layer(nn.Module):
         return self.mlp_moe(residual, normed, contrast)  # type: ignore[no-any-return]
 
 
-class DraftHead(nn.Module):
+class DraftHead(Head):
     """``fc`` over [embedding ; feature], then one layer. Holds neither embedding nor LM head."""
 
     __call__: Callable[..., HeadOutput]
+    config: HeadConfig
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()

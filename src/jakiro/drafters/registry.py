@@ -4,32 +4,62 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Literal, NamedTuple
 
 from jakiro.errors import UnknownName
 
 
+class HeadPaths(NamedTuple):
+    """Where the config (a dataclass) and the network (built from it alone) of a head are, as
+    ``module:class``."""
+
+    config: str
+    network: str
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``path`` is ``module:class``; ``is_trained``: needs a checkpoint made for its target."""
+    """``path`` is ``module:class``. ``made_of`` says what the class is called with: ``nothing``; a
+    ``head``, the network of a checkpoint made for its target, whose classes ``head`` names, and
+    the target; or a ``model``, a causal language model of its own, and the target."""
 
     name: str
     path: str
     summary: str
-    is_trained: bool = False
+    made_of: Literal["nothing", "head", "model"] = "nothing"
+    head: HeadPaths | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.made_of == "head") == (self.head is not None)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it needs a checkpoint."""
+        return self.made_of != "nothing"
 
     def load(self) -> type:
         """The class, imported now and not before."""
-        module, _, name = self.path.partition(":")
-        loaded: type = getattr(import_module(module), name)
-        return loaded
+        return _imported(self.path)
+
+    def load_head(self) -> tuple[type, type]:
+        """The classes of config and network of a ``head``, imported now."""
+        assert self.head is not None, f"{self.name} is not made of a head"
+        return _imported(self.head.config), _imported(self.head.network)
+
+
+def _imported(path: str) -> type:
+    module, _, name = path.partition(":")
+    loaded: type = getattr(import_module(module), name)
+    return loaded
 
 
 _FEATURE = "jakiro.drafters.feature:FeatureDrafter"
+_LAYER = HeadPaths("jakiro.drafters.nn:HeadConfig", "jakiro.drafters.nn:DraftHead")
 ENTRIES = {
     entry.name: entry
     for entry in (
-        Entry("jakiro", _FEATURE, "one layer, two experts: sum and contrast", is_trained=True),
-        Entry("eagle2", _FEATURE, "one layer on the last feature, dynamic tree", is_trained=True),
+        Entry("jakiro", _FEATURE, "one layer, two experts: sum and contrast", "head", _LAYER),
+        Entry("eagle2", _FEATURE, "one layer on the last feature, dynamic tree", "head", _LAYER),
         Entry("prompt_lookup", "jakiro.drafters.prompt_lookup:PromptLookup", "n-grams of the text"),
         Entry("none", "jakiro.drafters.none:NoDrafter", "plain decoding, the baseline"),
     )

@@ -1,9 +1,9 @@
 """Draft heads on disk: ``config.json`` and ``model.safetensors`` in one directory.
 
-``config.json`` holds the sizes of the head, the fingerprint of the target it was made for, free
-notes, and a digest of the tensors that the tensor file repeats: two files of different saves do not
-load together. Everything is written beside its place first, so a full disk or a kill leaves the
-old checkpoint or the new one.
+``config.json`` holds the method and the sizes of the head, the fingerprint of the target it was
+made for, free notes, and a digest of the tensors that the tensor file repeats: two files of
+different saves do not load together. Everything is written beside its place first, so a full disk
+or a kill leaves the old checkpoint or the new one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.drafters import registry
+from jakiro.drafters.base import Head
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch
 from jakiro.hub.files import replace_files
 
@@ -29,7 +30,7 @@ FORMAT = 1
 
 
 def save(
-    head: DraftHead,
+    head: Head,
     directory: Path,
     target_fingerprint: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
@@ -65,10 +66,11 @@ def load(
     directory: Path,
     fingerprint: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> DraftHead:
-    """The head in ``directory``, in ``dtype``, on the CPU, ready for inference; its sizes are
-    ``head.config``. With the ``fingerprint`` of a target, a head of another target raises
-    ``PairMismatch``; anything missing, unexpected, misshapen or damaged ``CheckpointError``."""
+) -> Head:
+    """The head in ``directory``, in ``dtype``, on the CPU, ready for inference: the network that
+    the registry names for its method, of the sizes ``head.config``. With the ``fingerprint`` of a
+    target, a head of another target raises ``PairMismatch``; anything missing, unexpected,
+    misshapen or damaged ``CheckpointError``."""
     directory = Path(directory)
     config = read_config(directory)
     if fingerprint is not None:
@@ -101,18 +103,26 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _build(directory: Path, sizes: dict[str, Any]) -> DraftHead:
-    """A head of those sizes; its random weights are about to be replaced."""
-    path = directory / CONFIG_FILE
-    known = {field.name for field in fields(HeadConfig)}
-    if unexpected := sorted(set(sizes) - known):
+def _build(directory: Path, settings: dict[str, Any]) -> Head:
+    """A head of those settings; its random weights are about to be replaced."""
+    path, method = directory / CONFIG_FILE, settings.get("method")
+    entry = registry.ENTRIES.get(str(method))
+    if entry is None or entry.head is None:
+        known = [entry.name for entry in registry.ENTRIES.values() if entry.head]
+        raise CheckpointError(f"{path}: unknown head method {method!r}; known: {', '.join(known)}")
+    config, network = entry.load_head()
+    allowed = {field.name for field in fields(config)}
+    # A setting added since that save has a default under which the head is what it was.
+    needed = {field.name for field in fields(config) if field.default is MISSING}
+    if unexpected := sorted(set(settings) - allowed):
         raise CheckpointError(f"{path} has unknown head settings: {', '.join(unexpected)}")
-    if missing := sorted(known - set(sizes)):
+    if missing := sorted(needed - set(settings)):
         raise CheckpointError(f"{path} lacks head settings: {', '.join(missing)}")
     try:
-        return DraftHead(HeadConfig(**sizes))
+        built: Head = network(config(**settings))
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return built
 
 
 def _read_tensors(
