@@ -22,6 +22,8 @@ COMMANDS = {
     "generate": "jakiro.cli.generate:generate",
     "chat": "jakiro.cli.chat:chat",
     "train": "jakiro.cli.train:train",
+    "import": "jakiro.cli.import_:import_head",
+    "export": "jakiro.cli.export:export",
     "bench": "jakiro.cli.bench:bench",
     "check": "jakiro.cli.check:check",
     "list": "jakiro.cli.list:list_names",

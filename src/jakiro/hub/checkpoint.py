@@ -134,7 +134,7 @@ def _read_tensors(
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_shapes(path, shapes, expected)
+            check_shapes(path, shapes, expected)
             stored = (file.metadata() or {}).get("weights")
             if stored != digest:
                 raise CheckpointError(
@@ -146,9 +146,10 @@ def _read_tensors(
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
 
 
-def _check_shapes(
+def check_shapes(
     path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor]
 ) -> None:
+    """Raise ``CheckpointError``, naming them, unless the tensors at ``path`` are those expected."""
     if missing := sorted(set(expected) - set(shapes)):
         raise CheckpointError(f"{path} lacks tensors: {', '.join(missing)}")
     if unexpected := sorted(set(shapes) - set(expected)):

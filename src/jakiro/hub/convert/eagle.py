@@ -1,0 +1,39 @@
+"""EAGLE-1 and EAGLE-2 (arXiv 2401.15077, 2406.16858; github.com/SafeAILab/EAGLE).
+
+Both draft with the same head, one decoder layer with a SwiGLU MLP; they differ in the tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from jakiro.drafters.nn import HeadConfig
+from jakiro.errors import CheckpointError
+from jakiro.hub.convert.decoder_layer import check, head_config, llama_config, original_config
+from jakiro.hub.convert.layout import Layout, Settings
+from jakiro.hub.convert.source import Source
+from jakiro.target.target import Target
+
+_MLP = "layers.0.mlp.gate_proj.weight"
+
+
+def _recognises(source: Source) -> bool:
+    if any(name.startswith("midlayer.") or name in ("d2t", "t2d") for name in source.tensors):
+        raise CheckpointError(
+            f"{source.directory} holds an EAGLE-3 head, which reads three layers of the target; "
+            "supported are EAGLE-1 and EAGLE-2"
+        )
+    return "fc.weight" in source.tensors and _MLP in source.tensors
+
+
+def _config(source: Source, target: Target) -> HeadConfig:
+    return head_config(source, target, _MLP, method="eagle2")
+
+
+def _vllm(config: HeadConfig) -> Settings:
+    check(asdict(config), {"fc_bias": False}, "vLLM's EAGLE model")
+    return llama_config(config) | {"head_dim": config.head_dim}
+
+
+_FORMATS = {"original": original_config, "eagle-vllm": _vllm}
+LAYOUT = Layout("EAGLE", "eagle2", _recognises, _config, _FORMATS)

@@ -1,0 +1,178 @@
+"""There and back: what is exported is what was imported, bit by bit, in what others read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.errors import CheckpointError, UnknownName
+from jakiro.hub import checkpoint
+from jakiro.hub.convert.exporting import export_head
+from jakiro.hub.convert.importing import import_head, recognise
+from jakiro.hub.convert.source import read_source
+from jakiro.target.target import Target
+from tests.hub.convert import synthetic
+from tests.train.support import tiny_target
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return tiny_target()
+
+
+def convert(directory: Path, target: Target, out: Path) -> None:
+    source = read_source(directory)
+    import_head(source, recognise(source), target, out)
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """What the program at the other end loads."""
+    if (directory / "model.safetensors").exists():
+        return load_file(directory / "model.safetensors")
+    loaded: dict[str, Tensor] = torch.load(directory / "pytorch_model.bin", weights_only=True)
+    return loaded
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert sorted(found) == sorted(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def source_of(method: str, form: str) -> tuple[synthetic.Shapes, dict[str, Any]]:
+    """What is published and may be written in that format."""
+    shapes, config = synthetic.SOURCES[method]
+    if (method, form) == ("eagle2", "eagle-vllm"):
+        shapes = {name: shape for name, shape in shapes.items() if name != "fc.bias"}
+    return shapes, config
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", ["original", "eagle-vllm"])
+@pytest.mark.parametrize("method", synthetic.SOURCES)
+def test_round_trips_change_nothing(
+    method: str, form: str, dtype: torch.dtype, tmp_path: Path, target: Target
+) -> None:
+    shapes, config = source_of(method, form)
+    tensors = synthetic.random_tensors(shapes, dtype)
+    synthetic.write(tmp_path / "in", tensors, config)
+    convert(tmp_path / "in", target, tmp_path / "ours")
+    done = export_head(tmp_path / "ours", tmp_path / "theirs", form)
+    assert sorted(done.files) == sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert_same(read_weights(tmp_path / "theirs"), tensors)
+
+    convert(tmp_path / "theirs", target, tmp_path / "again")
+    first, second = (checkpoint.read_config(tmp_path / name) for name in ("ours", "again"))
+    assert first["weights"] == second["weights"]
+    assert first["head"] == second["head"]
+    assert_same(load_file(tmp_path / "again/model.safetensors"), tensors)
+
+
+@pytest.mark.parametrize("method", synthetic.SOURCES)
+def test_the_original_config_comes_back(method: str, tmp_path: Path, target: Target) -> None:
+    shapes, config = synthetic.SOURCES[method]
+    synthetic.write(tmp_path / "in", synthetic.random_tensors(shapes), config)
+    convert(tmp_path / "in", target, tmp_path / "ours")
+    export_head(tmp_path / "ours", tmp_path / "theirs", "original")
+    written = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    if method == "jakiro":
+        assert written.pop("intermediate_size") == 32, "which the released code ignores"
+        config = {name: value for name, value in config.items() if name != "intermediate_size"}
+    assert config.items() <= written.items()
+    assert written.pop("bias") is True
+
+
+def test_what_vllm_is_told(tmp_path: Path, target: Target) -> None:
+    shapes, config = synthetic.SOURCES["jakiro"]
+    synthetic.write(tmp_path / "in", synthetic.random_tensors(shapes), config)
+    convert(tmp_path / "in", target, tmp_path / "ours")
+    export_head(tmp_path / "ours", tmp_path / "theirs", "eagle-vllm")
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text()) == {
+        "architectures": ["EagleJakiroLlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 36,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "jakiro": {"fc_bias": True},
+        "max_position_embeddings": 128,
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "vocab_size": 40,
+    }
+
+
+def save(target: Target, directory: Path, **settings: Any) -> Path:
+    """A random head of this package."""
+    sizes = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "expert_size": 32}
+    config = HeadConfig(**{"hidden_size": 32, "vocab_size": 40} | sizes | settings)
+    checkpoint.save(DraftHead(config), directory, target.fingerprint())
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("settings", "form", "message"),
+    [
+        ({"method": "jakiro", "expert_size": 48}, "original", "expert_size 48, only with 32"),
+        ({"method": "eagle2", "head_dim": 16}, "original", "head_dim 16, only with 8"),
+        ({"method": "eagle2"}, "eagle-vllm", "vLLM's EAGLE model has no head with fc_bias True"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_named(
+    settings: dict[str, Any], form: str, message: str, tmp_path: Path, target: Target
+) -> None:
+    head = save(target, tmp_path / "head", **settings)
+    with pytest.raises(CheckpointError, match=message):
+        export_head(head, tmp_path / "out", form)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_places_and_formats(tmp_path: Path, target: Target) -> None:
+    head = save(target, tmp_path / "head", method="jakiro")
+    with pytest.raises(UnknownName, match="unknown format 'onnx'; known: eagle-vllm, original"):
+        export_head(head, tmp_path / "out", "onnx")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*missing"):
+        export_head(tmp_path / "missing", tmp_path / "out", "original")
+    with pytest.raises(CheckpointError, match="exists already"):
+        export_head(head, head, "original")
+    weights = head / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        export_head(head, tmp_path / "out", "original")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head"]
+
+
+@pytest.mark.parametrize("form", ["original", "eagle-vllm"])
+def test_a_full_disk_leaves_no_half_of_a_head(
+    form: str, tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    head = save(target, tmp_path / "head", method="jakiro")
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(CheckpointError, match="No space left"):
+        export_head(head, tmp_path / "out", form)
+    assert not list((tmp_path / "out").iterdir())

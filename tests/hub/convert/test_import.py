@@ -1,0 +1,390 @@
+"""Checkpoints of others: what is understood comes over bit by bit, the rest is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import jakiro
+from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.errors import CheckpointError, JakiroError, PairMismatch
+from jakiro.hub import checkpoint
+from jakiro.hub.convert.importing import Imported, check_free, import_head, recognise
+from jakiro.hub.convert.source import WEIGHTS_FILES, read_source
+from jakiro.target.target import Target
+from tests.hub.convert import synthetic
+from tests.train.support import tiny_target
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "jakiro"
+GATE = "layers.0.mlp_moe.gate.weight"
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return tiny_target()
+
+
+def convert(directory: Path, target: Target) -> Imported:
+    """Into ``out`` beside the directory."""
+    source = read_source(directory)
+    return import_head(source, recognise(source), target, directory.parent / "out")
+
+
+def published(method: str, dtype: torch.dtype = torch.float16) -> tuple[dict[str, Tensor], Any]:
+    shapes, config = synthetic.SOURCES[method]
+    return synthetic.random_tensors(shapes, dtype), dict(config)
+
+
+# -- what comes over -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", WEIGHTS_FILES[:4])
+@pytest.mark.parametrize("method", synthetic.SOURCES)
+def test_tensors_keep_every_bit(method: str, layout: str, tmp_path: Path, target: Target) -> None:
+    tensors, config = published(method)
+    synthetic.write(tmp_path / "in", tensors, config, layout)
+    done = convert(tmp_path / "in", target)
+    assert (done.method, done.dtype, done.left_out) == (method, "float16", ())
+    assert done.num_parameters == sum(tensor.numel() for tensor in tensors.values())
+    stored = load_file(tmp_path / "out" / checkpoint.WEIGHTS_FILE)
+    assert set(stored) == set(tensors)
+    for name, tensor in tensors.items():
+        assert stored[name].dtype == tensor.dtype
+        assert torch.equal(stored[name], tensor), name
+
+
+@pytest.mark.parametrize("method", synthetic.SOURCES)
+def test_settings_come_from_tensors_and_config(method: str, tmp_path: Path, target: Target) -> None:
+    tensors, config = published(method)
+    synthetic.write(tmp_path / "in", tensors, config)
+    convert(tmp_path / "in", target)
+    head = checkpoint.load(tmp_path / "out", target.fingerprint())
+    found = asdict(head.config)
+    expected = {
+        "method": method,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "expert_size": 32 if method == "jakiro" else 48,
+        "vocab_size": 40,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "fc_bias": True,
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_types_are_kept_and_mixed_ones_widened(
+    dtype: torch.dtype, tmp_path: Path, target: Target
+) -> None:
+    tensors, config = published("jakiro", dtype)
+    tensors[GATE] = tensors[GATE].float() + 1e-7
+    synthetic.write(tmp_path / "in", tensors, config)
+    assert convert(tmp_path / "in", target).dtype == "float32"
+    stored = load_file(tmp_path / "out" / checkpoint.WEIGHTS_FILE)
+    assert torch.equal(stored[GATE], tensors[GATE])
+    assert torch.equal(stored["fc.weight"], tensors["fc.weight"].float())
+
+
+def test_half_precisions_together_need_a_wider_type(tmp_path: Path, target: Target) -> None:
+    tensors, config = published("jakiro")
+    tensors["fc.bias"] = tensors["fc.bias"].bfloat16() * 1e-6
+    synthetic.write(tmp_path / "in", tensors, config)
+    assert convert(tmp_path / "in", target).dtype == "float32"
+
+
+def test_a_head_without_bias_and_without_config(tmp_path: Path, target: Target) -> None:
+    tensors, _ = published("eagle2")
+    del tensors["fc.bias"]
+    synthetic.write(tmp_path / "in", tensors, None, "model.safetensors")
+    convert(tmp_path / "in", target)
+    config = checkpoint.read_config(tmp_path / "out")["head"]
+    assert config["fc_bias"] is False
+    assert (config["num_heads"], config["num_kv_heads"], config["head_dim"]) == (4, 2, 8)
+    assert (config["rope_theta"], config["rms_norm_eps"]) == (10000.0, 1e-6)
+
+
+def test_copies_of_the_target_are_compared_and_left_out(tmp_path: Path, target: Target) -> None:
+    tensors, config = published("jakiro")
+    legacy = {
+        "embed_tokens.weight": target.model.get_input_embeddings().weight.detach().half(),
+        "lm_head.weight": target.model.get_output_embeddings().weight.detach().bfloat16(),
+        "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
+    synthetic.write(tmp_path / "in", legacy | tensors, config)
+    done = convert(tmp_path / "in", target)
+    assert set(done.left_out) == set(legacy)
+    assert done.dtype == "float16"
+
+
+@pytest.mark.parametrize("method", synthetic.SOURCES)
+def test_an_imported_head_drafts(method: str, tmp_path: Path, target: Target) -> None:
+    tensors, config = published(method)
+    synthetic.write(tmp_path / "in", tensors, config)
+    convert(tmp_path / "in", target)
+    engine = jakiro.load(target.model, tmp_path / "out")
+    params = jakiro.SamplingParams(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=3)
+    plain = jakiro.load(target.model, "none").generate([[5, 6, 7]], params)[0]
+    done = engine.generate([[5, 6, 7]], params)[0]
+    assert done.token_ids == plain.token_ids
+    assert sum(done.stats.offered_by_depth) > 0
+
+
+@pytest.mark.parametrize("name", ["mha", "gqa"])
+def test_golden_weights_give_golden_outputs(name: str, tmp_path: Path) -> None:
+    """Weights and outputs written by the original modules, through the original layout."""
+    sizes = json.loads((GOLDEN / f"{name}.json").read_text())
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if "weights." in k}
+    settings = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    config = {key: sizes[key] for key in (*settings, "rope_theta", "rms_norm_eps")}
+    model = LlamaForCausalLM(LlamaConfig(**config, intermediate_size=8, num_hidden_layers=1))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(weights["embed_tokens.weight"])
+        model.get_output_embeddings().weight.copy_(tensors["lm_head.weight"])
+    target = Target(model.eval())
+    synthetic.write(tmp_path / "in", weights, config | synthetic.EXPERTS)
+    assert convert(tmp_path / "in", target).left_out == ("embed_tokens.weight",)
+
+    head = checkpoint.load(tmp_path / "out", target.fingerprint())
+    assert isinstance(head, DraftHead)
+    ids = tensors["input_ids"][:, 1:]
+    where = torch.arange(ids.shape[1])[None]
+    with torch.no_grad():
+        out = head(target.embed(ids), tensors["features"], where, contrast=True)
+        logits = [target.lm_head(feature) for feature in out]
+    close = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(out.next, tensors["branch1"], **close)
+    torch.testing.assert_close(out.after_next, tensors["branch2"], **close)
+    torch.testing.assert_close(logits[0], tensors["logits1"], **close)
+    torch.testing.assert_close(logits[1], tensors["logits2"], **close)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, c: t.pop("fc.weight"), "lacks the tensor fc.weight"),
+        (
+            lambda t, c: t.pop("layers.0.self_attn.o_proj.weight"),
+            "lacks tensors: layers.0.self_attn.o_proj.weight",
+        ),
+        (
+            lambda t, c: t.pop("layers.0.mlp_moe.experts.1.up_proj.weight"),
+            "lacks tensors: layers.0.mlp_moe.experts.1.up_proj.weight",
+        ),
+        (
+            lambda t, c: t.update({"norm.weight": torch.ones(32)}),
+            "unexpected tensors: norm.weight",
+        ),
+        (
+            lambda t, c: t.update({"layers.1.mlp.up_proj.weight": torch.ones(3, 3)}),
+            "unexpected tensors: layers.1.mlp.up_proj.weight",
+        ),
+        (
+            lambda t, c: t.update({"fc.weight": torch.ones(32, 96)}),
+            r"fc.weight is \[32, 96\]; a head that reads one embedding",
+        ),
+        (
+            lambda t, c: t.update({"layers.0.self_attn.v_proj.weight": torch.ones(8, 32)}),
+            r"v_proj.weight has shape \[8, 32\], the config asks for \[16, 32\]",
+        ),
+        (lambda t, c: t.update({GATE: torch.ones(5, 32)}), "2 SwiGLU experts and a gate of 5 rows"),
+        (lambda t, c: t.update({GATE: torch.ones(4)}), r"shape \[4\], not that of a matrix"),
+        (
+            lambda t, c: t.update({GATE: torch.ones(4, 32, dtype=torch.int8)}),
+            f"the tensor {GATE} is of type torch.int8",
+        ),
+        (lambda t, c: c.update(num_attention_heads=5), "32 rows of q_proj cannot be 5 attention"),
+        (lambda t, c: c.update(num_attention_heads=1), "16 rows of k_proj are no multiple"),
+        (
+            lambda t, c: c.update(num_key_value_heads=4),
+            "num_key_value_heads 2 .* but config.json says 4",
+        ),
+        (lambda t, c: c.update(head_dim=16), "head_dim 8 .* but config.json says 16"),
+        (lambda t, c: c.update(hidden_act="relu"), "hidden_act 'relu'"),
+        (lambda t, c: c.update(rope_scaling={"type": "linear"}), "rope_scaling {'type': 'linear'}"),
+        (lambda t, c: c.update(num_hidden_layers=2), "num_hidden_layers 2"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    change: Change, message: str, tmp_path: Path, target: Target
+) -> None:
+    tensors, config = published("jakiro")
+    change(tensors, config)
+    synthetic.write(tmp_path / "in", tensors, config)
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path / "in", target)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, c: c.update(vocab_size=41), "another target: vocabulary 41, but .* has 40"),
+        (
+            lambda t, c: t.update({"fc.weight": torch.ones(16, 32)}),
+            "another target: hidden size 16, but this target has 32",
+        ),
+        (
+            lambda t, c: t.update({"embed_tokens.weight": torch.randn(40, 32)}),
+            "its copy of the embedding .* differs",
+        ),
+        (
+            lambda t, c: t.update({"lm_head.weight": torch.randn(41, 32)}),
+            "its copy of the LM head .* differs",
+        ),
+    ],
+)
+def test_another_target_is_named(
+    change: Change, message: str, tmp_path: Path, target: Target
+) -> None:
+    tensors, config = published("eagle2")
+    change(tensors, config)
+    synthetic.write(tmp_path / "in", tensors, config)
+    with pytest.raises(PairMismatch, match=message):
+        convert(tmp_path / "in", target)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["midlayer.mlp.up_proj.weight", "d2t"], "holds an EAGLE-3 head"),
+        (
+            ["model.embed_tokens.weight", "model.norm.weight"],
+            r"no layout that is known \(Jakiro.*\); its tensors are model.embed_tokens.weight, mod",
+        ),
+        ([f"layer.{number:02}" for number in range(20)], "layer.11 and 8 more"),
+    ],
+)
+def test_unknown_layouts_are_named(names: list[str], message: str, tmp_path: Path) -> None:
+    source = synthetic.write(tmp_path / "in", {name: torch.ones(2, 2) for name in names}, {})
+    with pytest.raises(CheckpointError, match=message):
+        recognise(read_source(source))
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+class Harmful:
+    """Runs a command when it is unpickled by something that lets it."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {"fc.weight": Harmful(tmp_path / "trace")}
+    synthetic.write(tmp_path / "in", tensors, {})
+    with pytest.raises(CheckpointError, match="objects besides tensors, which could run code"):
+        read_source(tmp_path / "in")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, -1, -300])
+@pytest.mark.parametrize("layout", ["pytorch_model.bin", "model.safetensors"])
+def test_truncated_files_are_refused(layout: str, kept: int, tmp_path: Path) -> None:
+    tensors, config = published("eagle2")
+    path = synthetic.write(tmp_path / "in", tensors, config, layout) / layout
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=f"{layout} is damaged"):
+        read_source(tmp_path / "in")
+
+
+@pytest.mark.parametrize("layout", ["pytorch_model.bin", "model.safetensors"])
+def test_pointers_of_git_lfs_are_told(layout: str, tmp_path: Path) -> None:
+    (tmp_path / layout).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer, not the weights"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], r"holds no tensors by name \(a list\)"),
+        ({}, r"holds no tensors by name"),
+        ({"model": {"fc.weight": torch.ones(2)}}, "the entry 'model' is a dict, not a tensor"),
+    ],
+)
+def test_pickles_of_something_else(content: Any, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "is not readable JSON"),
+        ("[]", "holds a list, not an object"),
+        ("{}", "lacks the entry 'weight_map'"),
+        ('{"weight_map": {"fc.weight": "gone.bin"}}', "names the file 'gone.bin', which is not"),
+        ('{"weight_map": {"fc.weight": "../x.bin"}}', "names the file '../x.bin', which is not"),
+        ('{"weight_map": {"fc.weight": "x.bin"}}', "no file .* holds the tensors fc.weight"),
+    ],
+)
+def test_broken_indices(index: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for place in (tmp_path / "x.bin", tmp_path / "in" / "x.bin"):
+        torch.save({"fc.bias": torch.ones(2)}, place)
+    (tmp_path / "in" / "pytorch_model.bin.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=message):
+        read_source(tmp_path / "in")
+
+
+def test_directories_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        read_source(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        read_source(tmp_path / "file")
+    with pytest.raises(CheckpointError, match=f"no weights in {tmp_path}; expected one of model"):
+        read_source(tmp_path)
+
+
+def test_a_head_of_this_package_is_told(tmp_path: Path, target: Target) -> None:
+    head = DraftHead(HeadConfig("eagle2", 32, 4, 2, 8, expert_size=48, vocab_size=40))
+    checkpoint.save(head, tmp_path / "head", target.fingerprint())
+    with pytest.raises(CheckpointError, match="is a checkpoint of this package already"):
+        read_source(tmp_path / "head")
+
+
+def test_a_taken_place_stays_as_it_is(tmp_path: Path, target: Target) -> None:
+    tensors, config = published("eagle2")
+    synthetic.write(tmp_path / "in", tensors, config)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("old")
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(tmp_path / "in", target)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+    with pytest.raises(CheckpointError, match="exists already"):
+        check_free(tmp_path / "out" / "precious")
+
+
+def test_a_target_without_features_is_refused(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, config = published("eagle2")
+    synthetic.write(tmp_path / "in", tensors, config)
+    monkeypatch.setattr(target, "feature_refusal", "no")
+    with pytest.raises(JakiroError, match="cannot work with this llama"):
+        convert(tmp_path / "in", target)
