@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test check planted bench docs clean
+.PHONY: help setup demo test oldest check planted bench docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,10 @@ demo: setup ## generate with the bundled pair: plain and Jakiro side by side
 
 test: setup ## the whole CPU suite
 	$(BIN)/python -m pytest
+
+oldest: setup ## the whole CPU suite on the oldest transformers that is supported
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/oldest transformers==5.19.0
+	PYTHONPATH=build/oldest $(BIN)/python -m pytest
 
 check: setup ## lint, format, types, import rules
 	$(BIN)/ruff check .

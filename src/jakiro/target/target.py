@@ -13,7 +13,7 @@ from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import additive, attendable, positions, slot_positions, tree_mask
 from jakiro.errors import ConfigError, PromptError, TargetRefused
 from jakiro.target.families import causal_lm, head_transform, windows
-from jakiro.target.features import NO_FEATURES, FeatureSpec
+from jakiro.target.features import LAST_FEATURE, NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
 from jakiro.target.probe import Route, probe
@@ -83,7 +83,7 @@ class Target:
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
-            output_hidden_states=needs.indices or None,
+            output_hidden_states=_wanted_states(needs),
             logits_to_keep=keep,
         )
         if not needs.indices:
@@ -214,3 +214,9 @@ class Target:
                 f"token id {strange} is not in the vocabulary of the target "
                 f"(0 to {self.vocab_size - 1}); use the tokenizer of the target"
             )
+
+
+def _wanted_states(needs: FeatureSpec) -> bool | int:
+    """What ``output_hidden_states`` should say: the one number where the last state is all, else
+    all of them or none. (Lists of numbers mean other states in 5.19 than in 5.23.)"""
+    return -1 if needs == LAST_FEATURE else bool(needs.indices)
