@@ -18,7 +18,8 @@ from jakiro.drafters.nn import DraftHead
 from jakiro.errors import CheckpointError
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
-from jakiro.train.config import TrainConfig, head_config
+from jakiro.train.config import TrainConfig
+from jakiro.train.feature_head import head_config
 from tests.cli.conftest import Run
 from tests.train.support import VOCABULARY, tiny_target
 

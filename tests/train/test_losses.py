@@ -10,17 +10,19 @@ from torch import Tensor
 from jakiro.drafters.nn import DraftHead, HeadOutput
 from jakiro.target.target import Target
 from jakiro.train import losses
-from jakiro.train.config import TrainConfig, head_config
+from jakiro.train.config import LossOptions, TrainConfig
 from jakiro.train.data import Batch, Samples
-from jakiro.train.evaluate import chain_tau, count_levels
+from jakiro.train.evaluate import count_levels
+from jakiro.train.feature_head import head_config
 from jakiro.train.features import add_noise, teach
+from jakiro.train.learner import chain_tau
 from jakiro.train.losses import Losses, measure
 from jakiro.train.rollout import rollout
 
 
 def one_batch(marks: list[bool]) -> Batch:
     ids = torch.arange(3, 3 + len(marks))[None]
-    return Batch(ids, torch.tensor([len(marks)]), torch.tensor([marks]))
+    return Batch(ids, torch.tensor([len(marks)]), torch.tensor([marks]), torch.tensor([0]))
 
 
 def longhand(target: Target, predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,11 +54,11 @@ def test_the_mask_goes_by_the_predicted_token(target: Target) -> None:
         [False, True, False, True, False],
         [False, False, False, True, False],
     ]
-    config = TrainConfig(feature_weight=1.0, token_weight=0.1, second_branch=0.5)
+    options = LossOptions(feature_weight=1.0, token_weight=0.1, second_branch=0.5)
     total = result.feature[0] @ torch.tensor([1.0, 0.5]) + result.token[0] @ torch.tensor(
         [0.1, 0.05]
     )
-    torch.testing.assert_close(result.total(config), total)
+    torch.testing.assert_close(result.total(options), total)
 
 
 def test_later_passes_leave_out_pairs_without_a_chain(target: Target) -> None:
@@ -75,8 +77,8 @@ def test_gradients_are_those_of_the_plain_formula(
     lesson = teach(target, one_batch([False, True, True, True, True, False, True]))
     torch.manual_seed(0)
     next_, after = (torch.randn(1, 6, 32, requires_grad=True) for _ in range(2))
-    config = TrainConfig(token_weight=0.7)
-    measure([HeadOutput(next_, after)], lesson, target).total(config).backward()
+    options = LossOptions(token_weight=0.7)
+    measure([HeadOutput(next_, after)], lesson, target).total(options).backward()
     places = lesson.wanted[0].nonzero()[:, 0]
     expected = torch.zeros(())
     for branch, weight, ahead in ((next_, 1.0, 1), (after, 0.5, 2)):
@@ -103,7 +105,7 @@ def test_hits_compare_with_the_first_choice_of_the_target(target: Target) -> Non
 def test_a_batch_without_a_wanted_token_has_no_loss(target: Target) -> None:
     lesson = teach(target, one_batch([True, True, False, False]))
     output = HeadOutput(torch.ones(1, 3, 32, requires_grad=True), None)
-    total = measure([output], lesson, target).total(TrainConfig(method="eagle2"))
+    total = measure([output], lesson, target).total(LossOptions())
     total.backward()
     assert total.item() == 0
 
@@ -115,7 +117,7 @@ def test_gradients_reach_the_head_alone(target: Target, samples: Samples) -> Non
     lesson = teach(target, samples.batch([0, 1, 2]), 0.2)
     assert not lesson.embeddings.requires_grad
     outputs = rollout(head, lesson.embeddings, lesson.inputs, config.unroll, True)
-    measure(outputs, lesson, target).total(config).backward()
+    measure(outputs, lesson, target).total(config.loss).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -126,16 +128,20 @@ def test_gradients_reach_the_head_alone(target: Target, samples: Samples) -> Non
 
 def test_noise_is_uniform_and_shrinks_with_the_length_of_each_row() -> None:
     features = torch.full((2, 400, 64), 3.0)
-    lengths = torch.tensor([1024, 256])
-    noisy = add_noise(features, lengths, 0.2, torch.Generator().manual_seed(0)) - features
+    lengths = torch.tensor([1024, 400])
+    batch = Batch(torch.zeros(2, 401), lengths, torch.zeros(2, 401), torch.tensor([5, 9]))
+    noisy = add_noise(features, batch, 0.2, seed=0) - features
     for row, length in zip(noisy, lengths.tolist(), strict=True):
         width = 0.2 * 512 / length
         assert row.min() >= -width / 2 - 1e-6
         assert row.max() <= width / 2 + 1e-6
         assert row.std().item() == pytest.approx(width / 12**0.5, rel=0.02)
         assert row.mean().item() == pytest.approx(0, abs=0.01 * width)
-    again = add_noise(features, lengths, 0.2, torch.Generator().manual_seed(0)) - features
-    assert torch.equal(noisy, again)
+    assert not torch.allclose(noisy[0] * 2.56, noisy[1])
+    alone = Batch(batch.ids[1:], lengths[1:], batch.carries_loss[1:], batch.indices[1:])
+    again = add_noise(features[1:], alone, 0.2, seed=0) - features[1:]
+    assert torch.equal(noisy[1:], again)
+    assert not torch.equal(again, add_noise(features[1:], alone, 0.2, seed=1) - features[1:])
 
 
 def test_noise_falls_on_inputs_and_never_on_what_is_predicted(
@@ -143,10 +149,13 @@ def test_noise_falls_on_inputs_and_never_on_what_is_predicted(
 ) -> None:
     batch = samples.batch([0, 1])
     clean = teach(target, batch)
-    noisy = teach(target, batch, 0.2, torch.Generator().manual_seed(0))
+    noisy = teach(target, batch, 0.2, seed=0)
     assert torch.equal(clean.features, noisy.features)
     assert torch.equal(clean.inputs, clean.features[:, :-1])
-    assert (noisy.inputs != clean.inputs).float().mean() > 0.99
+    changed = (noisy.inputs != clean.inputs).float().mean(-1)
+    assert batch.lengths.tolist() == [16, 11]
+    assert changed[0].min() > 0.9 and changed[1, :11].min() > 0.9
+    assert changed[1, 11:].max() == 0
 
 
 def test_chains_are_judged_along_the_diagonal() -> None:

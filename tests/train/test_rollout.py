@@ -10,10 +10,12 @@ from jakiro.drafters.base import DraftRequest
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.nn import DraftHead
 from jakiro.target.features import LAST_FEATURE
-from jakiro.train.config import TrainConfig, head_config
+from jakiro.train.config import TrainConfig
 from jakiro.train.data import Batch
-from jakiro.train.evaluate import evaluate
+from jakiro.train.evaluate import judge
+from jakiro.train.feature_head import head_config
 from jakiro.train.features import teach
+from jakiro.train.learner import add_up, readings
 from jakiro.train.rollout import rollout
 from jakiro.tree.shapes import TreePlan
 from tests.train.support import VOCABULARY, samples_of, tiny_target
@@ -80,7 +82,9 @@ def test_passes_draft_what_the_drafter_drafts(method: str) -> None:
     assert len(chains.unique()) > depth
 
     ids = torch.cat([texts, chains], 1)
-    lesson = teach(target, Batch(ids, torch.tensor([14] * 6), torch.ones_like(ids).bool()))
+    lesson = teach(
+        target, Batch(ids, torch.tensor([14] * 6), torch.ones_like(ids).bool(), torch.arange(6))
+    )
     contrast = head.config.contrast
     outputs = rollout(head, lesson.embeddings, lesson.inputs, depth - contrast, contrast)
     # The root is token 9, so its pair is 8; level j comes from pass j at pair 8 + j.
@@ -96,9 +100,11 @@ def test_quality_is_measured_on_every_level() -> None:
     target = tiny_target()
     head = DraftHead(head_config(target, TrainConfig()))
     samples = samples_of(count=8, length=20)
-    quality = evaluate(head, target, [samples.batch([0, 1]), samples.batch([2, 3])], depth=4)
-    assert len(quality.accuracy) == 2
-    assert len(quality.alpha) == 4
-    assert quality.alpha[0] == quality.accuracy[0]
-    assert 1 <= quality.tau < 5
-    assert head.training
+    parts = [judge(head, target, samples.batch(part), depth=4) for part in ([0, 1], [2, 3])]
+    quality = readings(add_up(parts))
+    assert len(quality["accuracy"]) == 2
+    assert len(quality["alpha"]) == 4
+    assert quality["alpha"][0] == quality["accuracy"][0]
+    assert 1 <= quality["tau"] < 5
+    whole = judge(head, target, samples.batch([0, 1, 2, 3]), depth=4)
+    assert readings(whole) == quality

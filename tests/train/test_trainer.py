@@ -17,7 +17,7 @@ import torch
 from jakiro.errors import CheckpointError, ConfigError, JakiroError, PairMismatch
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
-from jakiro.train.config import TrainConfig
+from jakiro.train.config import HeadOptions, TrainConfig
 from jakiro.train.data import Samples
 from jakiro.train.history import History, draw
 from jakiro.train.trainer import HISTORY_FILE, STATE_FILE, Progress, Trainer
@@ -58,7 +58,7 @@ def test_it_learns_by_heart(method: str, target: Target, samples: Samples, out: 
         held_out=0,
         save_every=250,
         precision="float32",
-        expert_size=128,
+        head=HeadOptions(expert_size=128),
     )
     Trainer(target, samples, config, out).run()
     records = history(out)
@@ -227,7 +227,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "medusa"}, "unknown head method 'medusa'"),
+        ({"method": "prompt_lookup"}, "unknown method to train .prompt_lookup."),
         ({"unroll": 0}, "unroll must be at least 1"),
         ({"length": 3}, "length must be at least 4"),
         ({"lr": 0.0}, "lr must be above 0"),

@@ -17,15 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jakiro.drafters.registry import trainable
+
 if TYPE_CHECKING:
     from jakiro.train.trainer import Progress as Step
-
-
-class Method(StrEnum):
-    """Heads that can be trained."""
-
-    jakiro = "jakiro"
-    eagle2 = "eagle2"
 
 
 class Precision(StrEnum):
@@ -42,7 +37,9 @@ def train(
         typer.Option(help='JSONL of {"messages": [...]} or {"text": ...}; may be repeated.'),
     ],
     out: Annotated[Path, typer.Option(help="Directory for the head; an earlier run goes on.")],
-    method: Annotated[Method, typer.Option(help="Kind of head.")] = Method.jakiro,
+    method: Annotated[
+        str, typer.Option(help=f"What to train: {', '.join(trainable())}.")
+    ] = "jakiro",
     regenerate: Annotated[
         bool, typer.Option(help="Let the target answer the conversations itself first.")
     ] = False,
@@ -79,13 +76,14 @@ def train(
     directory at every checkpoint. Run the same command again to continue a stopped run.
     """
     from jakiro.sampling.params import SamplingParams
-    from jakiro.train.config import TrainConfig
+    from jakiro.train.config import HeadOptions, LossOptions, TrainConfig
     from jakiro.train.run import Reports
     from jakiro.train.run import train as run
 
     config = TrainConfig(
-        method=method.value,
-        expert_size=expert_size,
+        method=method,
+        head=HeadOptions(expert_size=expert_size),
+        loss=LossOptions(feature_weight, token_weight, second_branch),
         epochs=epochs,
         steps=steps,
         batch_tokens=batch_tokens,
@@ -95,9 +93,6 @@ def train(
         weight_decay=weight_decay,
         clip_value=clip_value,
         noise=noise,
-        feature_weight=feature_weight,
-        token_weight=token_weight,
-        second_branch=second_branch,
         unroll=unroll,
         seed=seed,
         save_every=save_every,
@@ -126,9 +121,8 @@ def train(
             bar.update(answering, completed=done, total=total)
 
         def report_step(step: Step) -> None:
-            accuracy = "/".join(f"{share:.3f}" for share in step.accuracy)
             values = (
-                f"loss {step.loss:.4f}  top-1 {accuracy}  τ {step.tau:.2f}  "
+                f"loss {step.loss:.4f}  τ {step.readings['tau']:.2f}  "
                 f"{step.tokens_per_s:.0f} tokens/s"
             )
             bar.update(

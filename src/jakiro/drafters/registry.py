@@ -21,13 +21,15 @@ class HeadPaths(NamedTuple):
 class Entry:
     """``path`` is ``module:class``. ``made_of`` says what the class is called with: ``nothing``; a
     ``head``, the network of a checkpoint made for its target, whose classes ``head`` names, and
-    the target; or a ``model``, a causal language model of its own, and the target."""
+    the target; or a ``model``, a causal language model of its own, and the target. ``learner``:
+    the class of ``jakiro.train`` that trains it."""
 
     name: str
     path: str
     summary: str
     made_of: Literal["nothing", "head", "model"] = "nothing"
     head: HeadPaths | None = None
+    learner: str | None = None
 
     def __post_init__(self) -> None:
         assert (self.made_of == "head") == (self.head is not None)
@@ -46,6 +48,11 @@ class Entry:
         assert self.head is not None, f"{self.name} is not made of a head"
         return _imported(self.head.config), _imported(self.head.network)
 
+    def load_learner(self) -> type:
+        """The class that trains it, imported now."""
+        assert self.learner is not None, f"{self.name} cannot be trained"
+        return _imported(self.learner)
+
 
 def _imported(path: str) -> type:
     module, _, name = path.partition(":")
@@ -55,11 +62,21 @@ def _imported(path: str) -> type:
 
 _FEATURE = "jakiro.drafters.feature:FeatureDrafter"
 _LAYER = HeadPaths("jakiro.drafters.nn:HeadConfig", "jakiro.drafters.nn:DraftHead")
+_LEARNER = "jakiro.train.feature_head:FeatureHead"
 ENTRIES = {
     entry.name: entry
     for entry in (
-        Entry("jakiro", _FEATURE, "one layer, two experts: sum and contrast", "head", _LAYER),
-        Entry("eagle2", _FEATURE, "one layer on the last feature, dynamic tree", "head", _LAYER),
+        Entry(
+            "jakiro", _FEATURE, "one layer, two experts: sum and contrast", "head", _LAYER, _LEARNER
+        ),
+        Entry(
+            "eagle2",
+            _FEATURE,
+            "one layer on the last feature, dynamic tree",
+            "head",
+            _LAYER,
+            _LEARNER,
+        ),
         Entry("prompt_lookup", "jakiro.drafters.prompt_lookup:PromptLookup", "n-grams of the text"),
         Entry("none", "jakiro.drafters.none:NoDrafter", "plain decoding, the baseline"),
     )
@@ -69,6 +86,11 @@ ENTRIES = {
 def names() -> list[str]:
     """All registered names."""
     return list(ENTRIES)
+
+
+def trainable() -> list[str]:
+    """The names that ``jakiro train`` takes."""
+    return [entry.name for entry in ENTRIES.values() if entry.learner is not None]
 
 
 def find(name: str) -> Entry:

@@ -22,11 +22,13 @@ _POOL = 64
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Right-padded ``ids`` [B, T] int64, ``lengths`` [B] int64, ``carries_loss`` [B, T] bool."""
+    """Right-padded ``ids`` [B, T] int64, ``lengths`` [B] int64, ``carries_loss`` [B, T] bool, and
+    ``indices`` [B] int64 of the samples."""
 
     ids: Tensor
     lengths: Tensor
     carries_loss: Tensor
+    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Samples:
         for row, index in enumerate(indices):
             ids[row, : lengths[row]] = torch.from_numpy(self._ids[index])
             marks[row, : lengths[row]] = torch.from_numpy(self._marks[index])
-        return Batch(ids, lengths, marks)
+        return Batch(ids, lengths, marks, torch.tensor(indices))
 
     def split(self, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices for training and for evaluation, at most a fifth of all, drawn by ``seed``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,30 +29,40 @@ class Lesson:
 
 
 @torch.no_grad()
-def teach(
-    target: Target, batch: Batch, noise: float = 0.0, generator: torch.Generator | None = None
-) -> Lesson:
+def teach(target: Target, batch: Batch, noise: float = 0.0, seed: int = 0) -> Lesson:
     """Run the target over ``batch``. No gradient reaches it, nor its embedding."""
     ids = batch.ids.to(target.device)
     lengths = batch.lengths.to(target.device)
     features = target.features(ids, lengths, LAST_FEATURE)
     inputs = features[:, :-1]
     if noise:
-        inputs = add_noise(inputs, lengths, noise, generator)
-    wanted = torch.zeros_like(ids, dtype=torch.bool)
-    wanted[:, :-1] = batch.carries_loss.to(ids.device)[:, 1:]
+        inputs = add_noise(inputs, batch, noise, seed)
+    places = wanted(batch.carries_loss).to(ids.device)
+    return Lesson(target.embed(ids[:, 1:]), inputs, features, places)
+
+
+def wanted(carries_loss: Tensor) -> Tensor:
+    """Features [B, T] to be predicted, from the tokens [B, T] that carry loss."""
+    places = carries_loss.roll(-1, 1)
+    places[:, -1] = False
     # Feature 0 has no pair before it that could predict it.
-    wanted[:, 0] = False
-    return Lesson(target.embed(ids[:, 1:]), inputs, features, wanted)
+    places[:, 0] = False
+    return places
 
 
-def add_noise(
-    features: Tensor, lengths: Tensor, width: float, generator: torch.Generator | None = None
-) -> Tensor:
+def add_noise(features: Tensor, batch: Batch, width: float, seed: int) -> Tensor:
     """``f + (U[0, 1) - 0.5) * width * 512 / T`` with each row's own length T: long texts get less.
 
-    ``features`` [B, N, H], ``lengths`` [B]. Drawn on the CPU, so a seed means the same everywhere.
+    ``features`` [B, N, H]. Drawn on the CPU and keyed by ``seed`` and the index of the sample, so
+    the noise of a sample is the same on every machine and in every batch.
     """
-    uniform = torch.rand(features.shape, generator=generator).to(features.device)
-    scale = width * 512 / lengths[:, None, None].float()
-    return features + ((uniform - 0.5) * scale).to(features.dtype)
+    noise = torch.zeros(features.shape)
+    for row, (index, length) in enumerate(
+        zip(batch.indices.tolist(), batch.lengths.tolist(), strict=True)
+    ):
+        key = int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
+        generator = torch.Generator().manual_seed(key >> 1)
+        places = min(length, features.shape[1])
+        uniform = torch.rand(places, features.shape[2], generator=generator)
+        noise[row, :places] = (uniform - 0.5) * (width * 512 / length)
+    return features + noise.to(features.device, features.dtype)

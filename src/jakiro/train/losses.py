@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jakiro.drafters.nn import HeadOutput
 from jakiro.target.target import Target
-from jakiro.train.config import TrainConfig
+from jakiro.train.config import LossOptions
 from jakiro.train.features import Lesson
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
@@ -34,10 +34,10 @@ class Losses:
     hits: Tensor
     valid: Tensor
 
-    def total(self, config: TrainConfig) -> Tensor:
+    def total(self, options: LossOptions) -> Tensor:
         """The scalar that is minimised: mean over passes of the weighted branches."""
-        branches = self.feature.new_tensor([1.0, config.second_branch])[: self.feature.shape[1]]
-        both = config.feature_weight * self.feature + config.token_weight * self.token
+        branches = self.feature.new_tensor([1.0, options.second_branch])[: self.feature.shape[1]]
+        both = options.feature_weight * self.feature + options.token_weight * self.token
         return (both * branches).sum(1).mean()
 
     def accuracy(self) -> Tensor:

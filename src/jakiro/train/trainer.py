@@ -11,41 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from torch import nn
 
-from jakiro.drafters.nn import DraftHead
+from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, ConfigError
 from jakiro.hub import checkpoint
 from jakiro.hub.files import replace_files
 from jakiro.target.target import Target
-from jakiro.train.config import TrainConfig, head_config
+from jakiro.train.config import TrainConfig
 from jakiro.train.data import Batch, Samples
-from jakiro.train.evaluate import chain_tau, count_levels, evaluate
-from jakiro.train.features import teach
 from jakiro.train.history import History, draw
-from jakiro.train.losses import Losses, measure
-from jakiro.train.rollout import rollout
+from jakiro.train.learner import Learner, Tally, add_up, readings
 
 STATE_FILE, HISTORY_FILE, PLOT_FILE = "training.pt", "history.jsonl", "curves.png"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step reports. ``accuracy`` per branch and ``tau`` are of the step's own batch, with
-    chains as deep as the run unrolls; ``tokens_per_s`` counts real tokens, not padding."""
+    """What a step reports. ``readings`` are the learner's, of the step's own batch;
+    ``tokens_per_s`` counts real tokens, not padding."""
 
     step: int
     num_steps: int
     loss: float
-    accuracy: list[float]
-    tau: float
+    readings: dict[str, Any]
     tokens_per_s: float
 
 
 class Trainer:
-    """Trains one head for ``target`` on ``samples`` and leaves everything in ``out``: the head
-    (``config.json``, ``model.safetensors``), ``training.pt`` to go on from, ``history.jsonl`` and
-    ``curves.png``.
+    """Trains what ``config.method`` names for ``target`` on ``samples`` and leaves everything in
+    ``out``: the checkpoint, ``training.pt`` to go on from, ``history.jsonl`` and ``curves.png``.
 
     A run that finds a ``training.pt`` continues it; a different config, data set or target then
     raises ``ConfigError`` or ``PairMismatch``.
@@ -53,12 +48,9 @@ class Trainer:
 
     def __init__(self, target: Target, samples: Samples, config: TrainConfig, out: Path) -> None:
         self.config, self.out, self._target, self._samples = config, Path(out), target, samples
-        target.check_features()
-        self._accelerator = Accelerator(cpu=target.device.type == "cpu")
-        torch.manual_seed(config.seed)
-        head = DraftHead(head_config(target, config)).to(target.device)
-        self._optimizer: Any = torch.optim.AdamW(
-            head.parameters(),
+        self._learner: Learner = find(config.method).load_learner()(target, config)
+        self._optimizer = torch.optim.AdamW(
+            self._learner.module.parameters(),
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -72,30 +64,26 @@ class Trainer:
         self.num_steps = config.steps or self._steps_of_epochs()
         self.step = 0
         self._history = History(self.out / HISTORY_FILE)
-        self.head: DraftHead
-        self.head, self._optimizer = self._accelerator.prepare(head, self._optimizer)
 
-    def run(self, report: Callable[[Progress], None] = lambda progress: None) -> DraftHead:
-        """Train to the last step, saving at every interval and at the end; returns the head."""
+    def run(self, report: Callable[[Progress], None] = lambda progress: None) -> None:
+        """Train to the last step, saving at every interval and at the end."""
         self._resume()
-        self.head.train()
+        self._learner.module.train()
         for batch in self._batches():
             began = time.perf_counter()
-            losses, loss = self._step(batch)
+            loss, tally = self._step(batch)
             self.step += 1
             progress = Progress(
                 self.step,
                 self.num_steps,
                 loss,
-                losses.accuracy()[0].tolist(),
-                chain_tau(count_levels(losses)),
+                readings(tally),
                 float(batch.lengths.sum()) / (time.perf_counter() - began),
             )
-            self._history.add(self._record(progress, losses))
+            self._history.add(self._record(progress))
             report(progress)
             if self.step % self.config.save_every == 0 or self.step == self.num_steps:
                 self._save()
-        return self.head
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero at the last step."""
@@ -107,38 +95,29 @@ class Trainer:
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _step(self, batch: Batch) -> tuple[Losses, float]:
+    def _step(self, batch: Batch) -> tuple[float, Tally]:
         config = self.config
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        seed = config.seed * 1_000_003 + self.step
         with self._autocast():
-            lesson = teach(self._target, batch, config.noise, generator)
-            outputs = rollout(
-                self.head, lesson.embeddings, lesson.inputs, config.unroll, config.contrast
-            )
-            losses = measure(outputs, lesson, self._target)
-            total = losses.total(config)
-        self._accelerator.backward(total)
-        self._accelerator.clip_grad_value_(self.head.parameters(), config.clip_value)
+            loss, tally = self._learner.loss(batch, self._learner.counts(batch), seed)
+        loss.backward()
+        nn.utils.clip_grad_value_(self._learner.module.parameters(), config.clip_value)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return losses, total.item()
+        return loss.item(), tally
 
     def _autocast(self) -> torch.autocast:
-        # Not the accelerator's: its precision is a setting of the whole process.
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self._target.device.type, torch.bfloat16, enabled=enabled)
 
-    def _record(self, progress: Progress, losses: Losses) -> dict[str, Any]:
-        """A line of the history; losses per branch are those of the first pass."""
+    def _record(self, progress: Progress) -> dict[str, Any]:
+        """A line of the history."""
         return {
             "step": progress.step,
             "loss": progress.loss,
-            "feature_losses": losses.feature[0].tolist(),
-            "token_losses": losses.token[0].tolist(),
-            "accuracy": progress.accuracy,
-            "tau": progress.tau,
+            **progress.readings,
             "lr": self.learning_rate(self.step - 1),
             "tokens_per_s": round(progress.tokens_per_s),
         }
@@ -191,27 +170,33 @@ class Trainer:
                     f"{path} belongs to another run: {name} was {stored.get(name)!r}, now "
                     f"{value!r}; use the old setting, or another --out"
                 )
-        self._accelerator.unwrap_model(self.head).load_state_dict(head)
+        self._learner.module.load_state_dict(head)
         self._optimizer.load_state_dict(optimizer)
         self.step = step
         self._history.keep(step)
 
+    @torch.no_grad()
+    def _judge(self) -> dict[str, Any]:
+        """Quality on the held-out samples."""
+        self._learner.module.eval()
+        with self._autocast():
+            quality = readings(add_up(self._learner.judge(batch) for batch in self._held_out))
+        self._learner.module.train()
+        return quality
+
     def _save(self) -> None:
         """Evaluate, then write the head and the state; the state last, each whole or not at all."""
         notes: dict[str, Any] = {"step": self.step, "training": asdict(self.config)}
-        head = self._accelerator.unwrap_model(self.head)
         if self._held_out:
-            with self._autocast():
-                quality = evaluate(head, self._target, self._held_out)
-            notes["held_out"] = asdict(quality)
-            self._history.add({"step": self.step, "held_out": asdict(quality)})
-        target = self._target.fingerprint()
-        checkpoint.save(head, self.out, target, notes, torch.float32)
+            notes["held_out"] = self._judge()
+            self._history.add({"step": self.step, "held_out": notes["held_out"]})
+        module = self._learner.module
+        self._learner.save(module, self.out, notes)
         state = {
             "identity": self._identity(),
-            "target": target,
+            "target": self._target.fingerprint(),
             "step": self.step,
-            "head": head.state_dict(),
+            "head": module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
         replace_files({self.out / STATE_FILE: partial(_write_state, state)})
