@@ -48,10 +48,10 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     Args:
         target: ``"pico"`` (the bundled model), a directory, a hub name, or a loaded model (one in
             a PEFT wrapper included).
-        drafter: a registered name, a checkpoint directory, or a drafter that no other engine
-            uses. A registered name wins over a directory called so. Trained drafters by name are
-            the bundled ones and need the bundled target. None: the bundled Jakiro head for the
-            bundled target, prompt lookup for any other.
+        drafter: a registered name, a checkpoint directory, ``ARBITER+`` one of both, or a drafter
+            that no other engine uses. A registered name wins over a directory called so. Trained
+            drafters by name are the bundled ones and need the bundled target. None: the bundled
+            Jakiro head for the bundled target, prompt lookup for any other.
         tokenizer: needed for text prompts where ``target`` is a loaded model.
         tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``.
         rule: what of a draft is kept; see ``jakiro list``.
@@ -193,6 +193,12 @@ def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Draft
     is_name = isinstance(chosen, str) and chosen in registry.names()
     if not is_name and Path(chosen).is_dir():
         return _head(Path(chosen), target)
+    outer, plus, inner = name.partition("+")
+    if plus:
+        over: Drafter = registry.find_arbiter(outer).load()(
+            _load_drafter(inner, target, is_bundled)
+        )
+        return over
     try:
         entry = registry.find(name)
     except UnknownName as error:

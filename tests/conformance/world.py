@@ -107,19 +107,26 @@ def head(of: Target, method: str, size: str = "wide") -> DraftHead:
 
 
 def drafter_cases() -> list[str]:
-    """Every registered drafter; those that are trained in two sizes, as ``name/size``."""
-    return [
-        case
-        for entry in registry.ENTRIES.values()
-        for case in ([f"{entry.name}/{s}" for s in SIZES] if entry.is_trained else [entry.name])
-    ]
+    """Every registered drafter, those made of a head in two sizes, as ``name/size``, and every
+    arbiter over one with a cache of its own."""
+    arbiters = [entry.name for entry in registry.ENTRIES.values() if entry.is_arbiter]
+    return [*trained_cases(), *untrained_cases(), *(f"{name}+jakiro/wide" for name in arbiters)]
+
+
+def trained_cases() -> list[str]:
+    return [f"{e.name}/{size}" for e in registry.ENTRIES.values() if e.is_trained for size in SIZES]
+
+
+def untrained_cases() -> list[str]:
+    return [entry.name for entry in registry.ENTRIES.values() if not entry.is_trained]
 
 
 def make_drafter(case: str, of: Target) -> Drafter:
-    name, _, size = case.partition("/")
+    outer, _, inner = case.rpartition("+")
+    name, _, size = inner.partition("/")
     kind = registry.find(name).load()
     drafter: Drafter = kind(head(of, name, size), of) if size else kind()
-    return drafter
+    return registry.find_arbiter(outer).load()(drafter) if outer else drafter
 
 
 def make_feature_drafter(of: Target, method: str = "jakiro", size: str = "wide") -> FeatureDrafter:

@@ -37,8 +37,9 @@ def draft(drafter: PromptLookup, roots: list[int], caps: list[int], plan: TreePl
 def chains(tree: TokenTree) -> list[list[int]]:
     """Per row the drafted tokens; the tree must be a chain."""
     tree.check()
-    size = tree.num_nodes
-    assert tree.parents.tolist() == [list(range(-1, size - 1))] * tree.num_rows
+    assert torch.equal(
+        tree.depth[tree.valid], torch.arange(tree.num_nodes).expand_as(tree.valid)[tree.valid]
+    )
     both = zip(tree.tokens.tolist(), tree.valid.tolist(), strict=True)
     return [[t for t, v in zip(*row, strict=True) if v][1:] for row in both]
 

@@ -15,8 +15,8 @@ DrafterOption = Annotated[
     typer.Option(
         "--drafter",
         "-d",
-        help="Drafter: a name (see jakiro list) or a checkpoint directory. Default: the bundled "
-        "head for the bundled target, prompt_lookup for others.",
+        help="Drafter: a name (see jakiro list), a checkpoint directory, or ARBITER+DRAFTER. "
+        "Default: the bundled head for the bundled target, prompt_lookup for others.",
     ),
 ]
 TreeOption = Annotated[

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.errors import ConfigError
 from jakiro.target.output import TargetOutput
 from jakiro.tree.shapes import TreePlan
+from jakiro.tree.sketch import chain, stack
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
@@ -41,14 +41,7 @@ class PromptLookup(Drafter):
         for row, root in enumerate(request.roots.tolist()):
             limit = min(request.depth_caps[row], request.plan.depth, request.plan.budget)
             chains.append([root, *self._continuation(row, root, limit)])
-        size = max(map(len, chains))
-        padded = [chain + [0] * (size - len(chain)) for chain in chains]
-        valid = [[i < len(chain) for i in range(size)] for chain in chains]
-        device = request.roots.device
-        parents = torch.arange(-1, size - 1, device=device).repeat(len(chains), 1)
-        return TokenTree(
-            torch.tensor(padded, device=device), parents, torch.tensor(valid, device=device)
-        )
+        return stack([chain(tokens) for tokens in chains], request.roots.device)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         for row, (tokens, path) in enumerate(zip(tree.tokens.tolist(), verdict.paths, strict=True)):

@@ -22,7 +22,8 @@ class Entry:
     """``path`` is ``module:class``. ``made_of`` says what the class is called with: ``nothing``; a
     ``head``, the network of a checkpoint made for its target, whose classes ``head`` names, and
     the target; or a ``model``, a causal language model of its own, and the target. ``learner``:
-    the class of ``jakiro.train`` that trains it."""
+    the class of ``jakiro.train`` that trains it. An *arbiter* may also stand over another drafter,
+    ``NAME+OTHER``, and is then called with it."""
 
     name: str
     path: str
@@ -30,6 +31,7 @@ class Entry:
     made_of: Literal["nothing", "head", "model"] = "nothing"
     head: HeadPaths | None = None
     learner: str | None = None
+    is_arbiter: bool = False
 
     def __post_init__(self) -> None:
         assert (self.made_of == "head") == (self.head is not None)
@@ -78,6 +80,12 @@ ENTRIES = {
             _LEARNER,
         ),
         Entry("prompt_lookup", "jakiro.drafters.prompt_lookup:PromptLookup", "n-grams of the text"),
+        Entry(
+            "suffix_automaton",
+            "jakiro.drafters.suffix_automaton:SuffixAutomaton",
+            "longest repeated suffix; over another drafter: suffix_automaton+OTHER",
+            is_arbiter=True,
+        ),
         Entry("none", "jakiro.drafters.none:NoDrafter", "plain decoding, the baseline"),
     )
 }
@@ -97,4 +105,12 @@ def find(name: str) -> Entry:
     """The entry called ``name``; ``UnknownName`` if there is none."""
     if name not in ENTRIES:
         raise UnknownName("drafter", name, names())
+    return ENTRIES[name]
+
+
+def find_arbiter(name: str) -> Entry:
+    """The arbiter called ``name``; ``UnknownName`` if there is none."""
+    arbiters = [entry.name for entry in ENTRIES.values() if entry.is_arbiter]
+    if name not in arbiters:
+        raise UnknownName("arbiter", name, arbiters)
     return ENTRIES[name]

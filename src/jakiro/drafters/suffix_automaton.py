@@ -1,0 +1,287 @@
+"""Suffix automaton (SAM-Decoding, arXiv 2411.10666): the longest suffix of the text that occurred
+before, in the text itself or in a corpus, says what comes next and how far to trust it.
+
+The automaton of a text has a state per set of end positions, at most two per token; appending a
+token is amortised constant time (Blumer et al. 1985). Alone the drafter proposes whenever a suffix
+occurs again. Over another drafter it is the arbiter: it takes a row while its match is long.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.errors import CheckpointError, ConfigError
+from jakiro.target.output import TargetOutput
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.sketch import Sketch, chain, mix, stack
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+Array = npt.NDArray[np.int64]
+
+
+class OnlineAutomaton:
+    """The suffix automaton of a growing text.
+
+    ``match``: length of the longest suffix of the text that also ends earlier. ``follow``: index
+    of the token after such an earlier end, the latest one at which that suffix was the match
+    (else its first end).
+    """
+
+    def __init__(self) -> None:
+        self.text: list[int] = []
+        self.match = self.follow = 0
+        self.edges: list[dict[int, int]] = [{}]
+        self.links = [-1]
+        self.lengths = [0]
+        self._after = [0]
+        self._last = 0
+
+    def extend(self, token: int) -> None:
+        """Append ``token``: amortised O(1)."""
+        self.text.append(token)
+        size = len(self.text)
+        state, new = self._last, self._add({}, size, size)
+        while state >= 0 and token not in self.edges[state]:
+            self.edges[state][token] = new
+            state = self.links[state]
+        link = 0 if state < 0 else self._stretch(state, token)
+        self.links[new], self._last = link, new
+        # The states of suffixes that end here a second time are this link and its links, so the
+        # longest is its longest string.
+        self.match, self.follow = self.lengths[link], self._after[link]
+        if link:
+            self._after[link] = size
+
+    def _stretch(self, state: int, token: int) -> int:
+        """The state of the longest string of ``state`` plus ``token``, split off where its state
+        holds longer ones."""
+        found, length = self.edges[state][token], self.lengths[state] + 1
+        if self.lengths[found] == length:
+            return found
+        clone = self._add(dict(self.edges[found]), length, self._after[found])
+        self.links[clone], self.links[found] = self.links[found], clone
+        while state >= 0 and self.edges[state].get(token) == found:
+            self.edges[state][token] = clone
+            state = self.links[state]
+        return clone
+
+    def _add(self, edges: dict[int, int], length: int, after: int) -> int:
+        self.edges.append(edges)
+        self.links.append(0)
+        self.lengths.append(length)
+        self._after.append(after)
+        return len(self.links) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class CorpusAutomaton:
+    """The finished automaton of a corpus, S states and E edges, as flat int64 arrays.
+
+    ``starts`` [S+1]: the edges of state s are ``starts[s] .. starts[s+1]``, by ascending token;
+    ``tokens``, ``targets`` [E]; ``links``, ``lengths``, ``counts`` [S], a count being how often the
+    strings of a state occur. Make one with ``of``; ``jakiro.hub.memory`` keeps it on disk.
+    """
+
+    kind = "suffix automaton of a corpus"
+
+    starts: Array
+    tokens: Array
+    targets: Array
+    links: Array
+    lengths: Array
+    counts: Array
+
+    @classmethod
+    def of(cls, documents: Iterable[Iterable[int]]) -> CorpusAutomaton:
+        """Of tokenised documents; no match goes over the end of one. While it is built, some 500
+        bytes per token are needed."""
+        online = OnlineAutomaton()
+        for document in documents:
+            for token in document:
+                online.extend(token)
+            online.extend(_END)
+        # Each prefix of the text ends once where it ends, and so do all its suffixes.
+        counts, state = np.zeros(len(online.links), np.int64), 0
+        for token in online.text:
+            state = online.edges[state][token]
+            counts[state] += 1
+        for state in sorted(range(1, len(counts)), key=online.lengths.__getitem__, reverse=True):
+            counts[online.links[state]] += counts[state]
+        ordered = [sorted((t, s) for t, s in edges.items() if t != _END) for edges in online.edges]
+        flat = np.array([edge for edges in ordered for edge in edges], np.int64).reshape(-1, 2)
+        return cls(
+            starts=np.cumsum([0, *map(len, ordered)], dtype=np.int64),
+            tokens=flat[:, 0].copy(),
+            targets=flat[:, 1].copy(),
+            links=np.array(online.links, np.int64),
+            lengths=np.array(online.lengths, np.int64),
+            counts=counts,
+        )
+
+    def arrays(self) -> dict[str, Array]:
+        """What must be kept."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> CorpusAutomaton:
+        """The inverse of ``arrays``; ``CheckpointError`` if they do not belong together."""
+        if set(arrays) != set(cls.__dataclass_fields__):
+            raise CheckpointError(f"expected {list(cls.__dataclass_fields__)}, got {list(arrays)}")
+        found = cls(**arrays)
+        num_states, num_edges = len(found.links), len(found.tokens)
+        sizes = [len(found.starts) - 1, len(found.lengths), len(found.counts)]
+        fits = sizes == [num_states] * 3 and len(found.targets) == num_edges
+        if not (fits and num_states and int(found.starts[-1]) == num_edges):
+            raise CheckpointError("its arrays do not fit each other; build it again")
+        return found
+
+    def advance(self, state: int, length: int, token: int) -> tuple[int, int]:
+        """The state and length of the longest match after ``token``, from those before it."""
+        while (found := self._step(state, token)) is None and state:
+            state = int(self.links[state])
+            length = int(self.lengths[state])
+        return (0, 0) if found is None else (found, length + 1)
+
+    def children(self, state: int, width: int) -> list[tuple[float, int, int]]:
+        """The ``width`` likeliest continuations: relative frequency, token, state."""
+        edges = slice(int(self.starts[state]), int(self.starts[state + 1]))
+        tokens, targets = self.tokens[edges], self.targets[edges]
+        counts = self.counts[targets]
+        best = np.argsort(-counts, kind="stable")[:width]
+        shares = counts[best] / self.counts[state]
+        columns = shares.tolist(), tokens[best].tolist(), targets[best].tolist()
+        return list(zip(*columns, strict=True))
+
+    def _step(self, state: int, token: int) -> int | None:
+        begin, end = int(self.starts[state]), int(self.starts[state + 1])
+        edge = begin + int(np.searchsorted(self.tokens[begin:end], token))
+        is_there = edge < end and self.tokens[edge] == token
+        return int(self.targets[edge]) if is_there else None
+
+
+_END = -1
+"""Ends a document; no token has this id."""
+
+
+@dataclass(eq=False)
+class _Row:
+    own: OnlineAutomaton
+    state: int = 0
+    length: int = 0
+    """The match in the corpus."""
+
+
+class SuffixAutomaton(Drafter):
+    """Proposes what followed the longest match: a chain from the text, of ``1 + growth * match``
+    tokens, or a tree of relative frequencies from ``corpus``, whose matches count ``corpus_bias``
+    tokens less. Rows whose match is shorter than ``threshold`` are left to ``inner``."""
+
+    name = "suffix_automaton"
+    plan = TreePlan("dynamic", depth=16, width=8, budget=16)
+
+    def __init__(
+        self,
+        inner: Drafter | None = None,
+        *,
+        corpus: CorpusAutomaton | None = None,
+        threshold: int | None = None,
+        growth: float = 4.0,
+        corpus_bias: int = 5,
+    ) -> None:
+        if threshold is None:
+            threshold = 1 if inner is None else 5
+        if threshold < 1 or growth < 0 or corpus_bias < 0:
+            raise ConfigError(
+                "threshold must be at least 1, growth and corpus_bias not negative, got "
+                f"{threshold}, {growth} and {corpus_bias}"
+            )
+        self._inner, self._corpus = inner, corpus
+        self._threshold, self._growth, self._corpus_bias = threshold, growth, corpus_bias
+        self._rows: list[_Row] = []
+        if inner is not None:
+            self.name = f"{self.name}+{inner.name}"
+            self.needs = inner.needs
+            # What is likely to be accepted whole may be deep, at no more nodes than the other's.
+            budget = inner.plan.budget
+            self.plan = TreePlan("dynamic", budget, inner.plan.width, budget)
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        if self._inner is not None:
+            self._inner.begin(ids, features)
+        row = _Row(OnlineAutomaton())
+        self._rows.append(row)
+        self._extend(row, ids)
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        sketches, takes = [], []
+        roots = request.roots.tolist()
+        for row, root, cap in zip(self._rows, roots, request.depth_caps, strict=True):
+            self._extend(row, [root])
+            match = max(row.own.match, row.length - self._corpus_bias)
+            takes.append(match >= self._threshold)
+            depth = min(cap, request.plan.depth) if takes[-1] else 0
+            sketches.append(self._sketch(row, root, depth, request.plan))
+        tree = stack(sketches, request.roots.device)
+        if self._inner is None:
+            return tree
+        # A taken row asks nothing of the inner drafter but to keep up with the text.
+        caps = [0 if taken else cap for taken, cap in zip(takes, request.depth_caps, strict=True)]
+        plan = self._inner.plan if request.plan == self.plan else request.plan
+        other = self._inner.draft(replace(request, depth_caps=caps, plan=plan))
+        self.module_ms = self._inner.module_ms
+        return mix(takes, tree, other) if any(takes) else other
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        for row, tokens, path in zip(self._rows, tree.tokens.tolist(), verdict.paths, strict=True):
+            self._extend(row, [tokens[node] for node in path[1:]])
+        if self._inner is not None:
+            self._inner.accept(tree, verdict, out)
+
+    def keep(self, rows: list[int]) -> None:
+        self._rows = [self._rows[row] for row in rows]
+        if self._inner is not None:
+            self._inner.keep(rows)
+
+    def _extend(self, row: _Row, tokens: list[int]) -> None:
+        for token in tokens:
+            row.own.extend(token)
+            if self._corpus is not None:
+                row.state, row.length = self._corpus.advance(row.state, row.length, token)
+
+    def _sketch(self, row: _Row, root: int, depth: int, plan: TreePlan) -> Sketch:
+        own = row.own
+        if self._corpus is not None and row.length - self._corpus_bias > own.match:
+            return likeliest(self._corpus, row.state, root, plan, depth)
+        size = min(depth, plan.budget, 1 + int(self._growth * own.match))
+        return chain([root, *own.text[own.follow : own.follow + size]])
+
+
+def likeliest(corpus: CorpusAutomaton, state: int, root: int, plan: TreePlan, depth: int) -> Sketch:
+    """The likeliest continuations in ``corpus`` of the match at ``state``, best first: at most
+    ``depth`` levels, ``plan.width`` children of a node and nodes of a level."""
+    sketch, order = Sketch(root), count()
+    per_level = [0] * depth
+    # Probability (negative: a heap is smallest first), tie-break, parent, its level, token, state.
+    heap: list[tuple[float, int, int, int, int, int]] = []
+
+    def expand(node: int, level: int, state: int, share: float) -> None:
+        if level < depth:
+            for part, token, target in corpus.children(state, plan.width):
+                heapq.heappush(heap, (-share * part, next(order), node, level, token, target))
+
+    expand(0, 0, state, 1.0)
+    while heap and sketch.num_drafted < plan.budget:
+        share, _, parent, above, token, target = heapq.heappop(heap)
+        if per_level[above] < plan.width:
+            per_level[above] += 1
+            expand(sketch.child(parent, token), above + 1, target, -share)
+    return sketch
