@@ -65,7 +65,7 @@ def build(
     return built
 
 
-def _llama_like(
+def llama_like(
     name: str, weights: Weights = DEFAULT, **changes: Any
 ) -> Callable[[], hf.PreTrainedModel]:
     def make() -> hf.PreTrainedModel:
@@ -92,10 +92,10 @@ def _gpt2() -> hf.PreTrainedModel:
 
 
 FAMILIES: dict[str, Callable[[], hf.PreTrainedModel]] = {
-    "llama": _llama_like("Llama"),
-    "qwen3": _llama_like("Qwen3", Weights(0.7, 0.1, 5), head_dim=8),
-    "mistral": _llama_like("Mistral", Weights(1.0, 0.1, 1), sliding_window=WINDOW),
-    "gemma3": _llama_like(
+    "llama": llama_like("Llama"),
+    "qwen3": llama_like("Qwen3", Weights(0.7, 0.1, 5), head_dim=8),
+    "mistral": llama_like("Mistral", Weights(1.0, 0.1, 1), sliding_window=WINDOW),
+    "gemma3": llama_like(
         "Gemma3",
         Weights(0.4, 1.0, 3),
         head_dim=8,
@@ -104,10 +104,10 @@ FAMILIES: dict[str, Callable[[], hf.PreTrainedModel]] = {
     ),
     "gpt_neox": _gpt_neox,
     "gpt2": _gpt2,
-    "mixtral": _llama_like(
+    "mixtral": llama_like(
         "Mixtral", Weights(0.7, 0.1, 1), num_local_experts=4, num_experts_per_tok=2
     ),
-    "phi3": _llama_like("Phi3", Weights(0.4, 1.0, 6), sliding_window=WINDOW),
-    "olmo2": _llama_like("Olmo2", Weights(0.7, 1.0, 4)),
+    "phi3": llama_like("Phi3", Weights(0.4, 1.0, 6), sliding_window=WINDOW),
+    "olmo2": llama_like("Olmo2", Weights(0.7, 1.0, 4)),
 }
 """Family name -> a fresh model of it, float64, in eval mode."""

@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
 from jakiro.engine.engine import Engine, PromptTokenizer
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
+from jakiro.hub.models import (
+    check_vocabularies,
+    first_line,
+    load_model,
+    load_tokenizer,
+    tokenizer_beside,
+)
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule
@@ -32,7 +38,7 @@ class _DeterministicScores:
 
 def load(  # noqa: PLR0913  the one call of a user, by keyword
     target: str | Path | PreTrainedModel = BUNDLED_TARGET,
-    drafter: str | Path | Drafter | None = None,
+    drafter: str | Path | PreTrainedModel | Drafter | None = None,
     *,
     tokenizer: PromptTokenizer | None = None,
     tree: TreePlan | str | None = None,
@@ -48,10 +54,12 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     Args:
         target: ``"pico"`` (the bundled model), a directory, a hub name, or a loaded model (one in
             a PEFT wrapper included).
-        drafter: a registered name, a checkpoint directory, ``ARBITER+`` one of both, or a drafter
-            that no other engine uses. A registered name wins over a directory called so. Trained
-            drafters by name are the bundled ones and need the bundled target. None: the bundled
-            Jakiro head for the bundled target, prompt lookup for any other.
+        drafter: a registered name; a directory with a head of any trained method or with a causal
+            language model of the same tokenizer; such a model, loaded; ``ARBITER+`` a name or
+            directory; or a drafter that no other engine uses. A registered name wins over a
+            directory called so. Trained drafters by name are the bundled ones and need the bundled
+            target. None: the bundled Jakiro head for the bundled target, prompt lookup for any
+            other.
         tokenizer: needed for text prompts where ``target`` is a loaded model.
         tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``.
         rule: what of a draft is kept; see ``jakiro list``.
@@ -66,8 +74,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         UnknownName: there is no drafter or rule of that name.
         ConfigError: ``tree``, ``dtype``, ``device`` or ``max_batch_size`` is impossible.
         CheckpointError: target, tokenizer or head is missing, damaged or incomplete.
-        TargetRefused: the target cannot be driven losslessly.
-        PairMismatch: the head was made for another target.
+        TargetRefused: the target, or a draft model, cannot be driven losslessly.
+        PairMismatch: the head was made for another target, or the draft model has another
+            vocabulary.
     """
     if device is not None and device_map is not None:
         raise ConfigError("give device or device_map, not both")
@@ -77,16 +86,20 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     location = _bundled(BUNDLED_TARGET) if target == BUNDLED_TARGET else target
     if isinstance(location, (str, Path)):
         wanted = _dtype(dtype, torch.float32 if is_bundled else "auto")
-        model = _load_model(location, wanted, _device(device), device_map)
+        model = load_model(location, wanted, _device(device), device_map)
         if tokenizer is None:
-            tokenizer = _load_tokenizer(location)
+            tokenizer = cast(PromptTokenizer, load_tokenizer(location))
     else:
         model = location
     wrapped = Target(model)
     chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
+    if isinstance(chosen, (str, Path)):
+        chosen = _load_drafter(chosen, wrapped, tokenizer, is_bundled)
+    elif isinstance(chosen, PreTrainedModel):
+        chosen = _draft_model(chosen, wrapped, (None, tokenizer))
     return Engine(
         wrapped,
-        chosen if isinstance(chosen, Drafter) else _load_drafter(chosen, wrapped, is_bundled),
+        chosen,
         found_rule,
         plan=plan,
         tokenizer=tokenizer,
@@ -94,6 +107,17 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         max_batch_size=max_batch_size,
         noise=None if noise_aware else _DeterministicScores(),
     )
+
+
+def usable_drafters(target: str | Path | PreTrainedModel) -> list[str]:
+    """The names that ``load`` takes as drafter of ``target``: those that need no checkpoint, and
+    with the bundled target those that have a bundled one."""
+    bundled = _is_bundled(target)
+    return [
+        entry.name
+        for entry in registry.ENTRIES.values()
+        if not entry.is_trained or (bundled and _bundled_drafter(entry.name).is_dir())
+    ]
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: Any = None) -> tuple[int, ...]:
@@ -117,6 +141,11 @@ def _bundled(name: str) -> Path:
     return Path(str(files("jakiro") / "models" / name))
 
 
+def _bundled_drafter(name: str) -> Path:
+    """Where the drafter of the bundled target is, if there is one."""
+    return _bundled(f"{BUNDLED_TARGET}-{name}")
+
+
 def _dtype(given: str | torch.dtype | None, default: str | torch.dtype) -> str | torch.dtype:
     if not isinstance(given, str):
         return default if given is None else given
@@ -134,69 +163,23 @@ def _device(given: str | torch.device | None) -> torch.device | None:
         return torch.empty(0, device=given).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"cannot use the device {str(given)!r}: {_first_line(error)}; use cpu, or cuda where "
+            f"cannot use the device {str(given)!r}: {first_line(error)}; use cpu, or cuda where "
             "torch finds a GPU"
         ) from error
 
 
-def _load_model(
-    location: str | Path,
-    dtype: str | torch.dtype,
-    device: torch.device | None,
-    device_map: str | dict[str, Any] | None,
-) -> PreTrainedModel:
-    """A causal LM in evaluation mode from a directory or the hub."""
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=dtype,
-            device_map=device_map,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot load a causal language model from {str(location)!r}: {_first_line(error)}. "
-            "Give a directory with config.json and weights, a hub name, or "
-            f"{BUNDLED_TARGET!r}"
-        ) from error
-    model, report = loaded
-    shapes = (f"{name} has shape {list(is_)}" for name, is_, _ in report["mismatched_keys"])
-    if wrong := sorted([*(f"{name} is missing" for name in report["missing_keys"]), *shapes]):
-        raise CheckpointError(
-            f"{len(wrong)} tensors in {str(location)!r} do not fit its config, the first: "
-            f"{wrong[0]}; copy or save the model again"
-        )
-    placed: PreTrainedModel = model if device is None else model.to(device)
-    return placed
-
-
-def _load_tokenizer(location: str | Path) -> PromptTokenizer:
-    try:
-        return cast(PromptTokenizer, AutoTokenizer.from_pretrained(location))
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"cannot load the tokenizer of {str(location)!r}: {_first_line(error)}. Save one "
-            "beside the weights, or give load(tokenizer=...)"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error of a library says first; more lines are advice about other things."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Drafter:
-    """A drafter by registered name or from a checkpoint directory."""
+def _load_drafter(
+    chosen: str | Path, target: Target, tokenizer: PromptTokenizer | None, is_bundled: bool
+) -> Drafter:
+    """A drafter by registered name or from a directory."""
     name = str(chosen)
     is_name = isinstance(chosen, str) and chosen in registry.names()
     if not is_name and Path(chosen).is_dir():
-        return _head(Path(chosen), target)
+        return _from_directory(Path(chosen), target, tokenizer)
     outer, plus, inner = name.partition("+")
     if plus:
         over: Drafter = registry.find_arbiter(outer).load()(
-            _load_drafter(inner, target, is_bundled)
+            _load_drafter(inner, target, tokenizer, is_bundled)
         )
         return over
     try:
@@ -209,21 +192,35 @@ def _load_drafter(chosen: str | Path, target: Target, is_bundled: bool) -> Draft
     advice = f"(jakiro train --method {name} --target ...) and give its directory"
     if not is_bundled:
         raise PairMismatch(
-            f"the bundled {name!r} head was trained for the bundled target {BUNDLED_TARGET!r}; "
-            f"train one for yours {advice}"
+            f"the bundled {name!r} was trained for the bundled target {BUNDLED_TARGET!r}; train "
+            f"one for yours {advice}"
         )
-    directory = _bundled(f"{BUNDLED_TARGET}-{name}")
+    directory = _bundled_drafter(name)
     if not directory.is_dir():
-        raise CheckpointError(f"no {name!r} checkpoint is bundled; train one {advice}")
-    return _head(directory, target)
+        raise CheckpointError(f"no {name!r} is bundled; train one {advice}")
+    return _from_directory(directory, target, tokenizer)
 
 
-def _head(directory: Path, target: Target) -> Drafter:
-    """The drafter of a head's checkpoint, with the tree its notes recommend for that target."""
+def _from_directory(directory: Path, target: Target, tokenizer: PromptTokenizer | None) -> Drafter:
+    """The drafter whose checkpoint this is, with the tree that its notes recommend."""
+    if checkpoint.holds_model(directory):
+        model = load_model(directory, target.dtype, target.device)
+        return _draft_model(model, target, (tokenizer_beside(directory), tokenizer))
     head = checkpoint.load(directory, target.fingerprint())
     kind = registry.find(head.config.method).load()
     drafter: Drafter = kind(head.to(device=target.device, dtype=target.dtype), target)
     tree = checkpoint.read_config(directory).get("notes", {}).get("tree")
     if tree is not None:
         drafter.plan = TreePlan.parse(tree)
+    return drafter
+
+
+def _draft_model(
+    model: PreTrainedModel, target: Target, tokenizers: tuple[object, object]
+) -> Drafter:
+    """A language model as drafter; ``tokenizers``: its own and that of the target, or None."""
+    wrapped, place = Target(model), repr(model.name_or_path or type(model).__name__)
+    sizes = (wrapped.vocab_size, target.vocab_size)
+    check_vocabularies((sizes[0], tokenizers[0]), (sizes[1], tokenizers[1]), place)
+    drafter: Drafter = registry.of_models().load()(wrapped, target)
     return drafter

@@ -61,7 +61,11 @@ def copy(target: str, tmp_path: Path) -> Path:
     ("arguments", "code", "message"),
     [
         (["--target", "no/such/model"], FAILURE, "model from 'no/such/model'"),
-        (["--drafter", "oracle"], USAGE, "unknown drafter 'oracle'; known: a directory, eagle2"),
+        (
+            ["--drafter", "oracle"],
+            USAGE,
+            "unknown drafter 'oracle'; known: a directory, ",
+        ),
         (["--drafter", "jakiro"], FAILURE, "was trained for the bundled target 'pico'; train one"),
         (["--device", "abacus"], USAGE, "cannot use the device 'abacus'"),
         (["--device", "cuda:99"], USAGE, "cannot use the device 'cuda:99'"),

@@ -20,6 +20,7 @@ def test_needs_follow_the_registry(run: Run) -> None:
     }
     assert needs["none"] == "nothing"
     assert "checkpoint" in needs["jakiro"]
+    assert "language model" in needs["draft_model"]
 
 
 def test_the_table_says_the_same(run: Run) -> None:

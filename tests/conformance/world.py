@@ -6,7 +6,8 @@ row) by the oracle, which shares no code with the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -17,13 +18,12 @@ from transformers import PreTrainedModel
 from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
 from jakiro.drafters.feature import FeatureDrafter
-from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.engine.engine import Engine
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule
-from tests.families import FAMILIES
+from tests.families import FAMILIES, llama_like
 from tests.oracles.plain import Settings, generate
 
 TREES = {
@@ -44,8 +44,17 @@ SETTINGS = {
 }
 ROWS = {1: (2, 0, 3), 3: (0, 1, 2, 3)}
 """Batch size and the rows that are asked: always more than fit, so that rows leave and join."""
-SIZES = {"narrow": (2, 1, 8, 12), "wide": (4, 2, 16, 40)}
-"""Heads, KV heads, head dimension and expert width of untrained heads."""
+SIZES = {
+    "narrow": {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "expert_size": 12},
+    "wide": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "expert_size": 40},
+}
+"""Settings of untrained heads; a method takes those its config has."""
+NARROW_MODEL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "max_position_embeddings": 40,
+    "vocab_size": 72,
+}
 PROMPT_LENGTHS = (9, 1, 26, 15, 5)
 NUM_NEW = (44, 26, 37, 31, 40)
 """Per row, so that rows of a batch finish in different cycles."""
@@ -91,19 +100,34 @@ def answer(
     return generate(model, list(prompt_ids), eos_ids=(*eos_ids, *params.stop_token_ids), **settings)
 
 
-def head(of: Target, method: str, size: str = "wide") -> DraftHead:
+def head(of: Target, method: str, size: str = "wide") -> Any:
     """An untrained draft head for a target."""
     torch.manual_seed(5)
-    heads, kv_heads, head_dim, expert = SIZES[size]
-    config = HeadConfig(
-        method, of.hidden_size, heads, kv_heads, head_dim, expert, vocab_size=of.vocab_size
-    )
-    built = DraftHead(config).to(of.dtype)
+    config, network = registry.find(method).load_head()
+    fit = {"method": method, "hidden_size": of.hidden_size, "vocab_size": of.vocab_size}
+    known = {field.name for field in fields(config)}
+    built = network(config(**{k: v for k, v in (fit | SIZES[size]).items() if k in known}))
+    built.to(of.dtype)
     for parameter in built.parameters():
         if parameter.ndim > 1:
             # Far larger than at the start of a training: flat predictions make shallow trees.
             torch.nn.init.normal_(parameter, std=0.12)
     return built
+
+
+@cache
+def draft_model(of: Target, size: str) -> Target:
+    """A language model that is not quite the target: its own weights and noise (``wide``), or one
+    small layer, whose context ends within the texts and which has padding rows (``narrow``)."""
+    if size == "narrow":
+        return Target(llama_like("Llama", **NARROW_MODEL)())
+    model = deepcopy(of.model)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(0.5 * parameter.std(correction=0) * noise)
+    return Target(model)
 
 
 def drafter_cases() -> list[str]:
@@ -124,8 +148,13 @@ def untrained_cases() -> list[str]:
 def make_drafter(case: str, of: Target) -> Drafter:
     outer, _, inner = case.rpartition("+")
     name, _, size = inner.partition("/")
-    kind = registry.find(name).load()
-    drafter: Drafter = kind(head(of, name, size), of) if size else kind()
+    entry = registry.find(name)
+    made_of: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "nothing": tuple,
+        "head": lambda: (head(of, name, size), of),
+        "model": lambda: (draft_model(of, size), of),
+    }
+    drafter: Drafter = entry.load()(*made_of[entry.made_of]())
     return registry.find_arbiter(outer).load()(drafter) if outer else drafter
 
 

@@ -121,13 +121,15 @@ class KVCache(Cache):
         """Whether all aimed rows are equally long, so that slots are positions in every one."""
         return min(self._starts, default=0) == self.span_before
 
-    def aim(self, rows: slice, num_new: int) -> int:
-        """Direct the next forward at ``rows``, each getting ``num_new`` slots behind its length.
+    def aim(self, rows: slice, num_new: int, num_known: int = 0) -> int:
+        """Direct the next forward at ``rows``, each getting ``num_new`` slots behind its length
+        and the ``num_known`` scratch slots that earlier forwards filled.
 
         Returns the number of slots S that forward will attend over.
         """
         self._settle()
-        self._rows, self._starts = rows, self.lengths[rows]
+        self._rows = rows
+        self._starts = [length + num_known for length in self.lengths[rows]]
         span = self.span_before + num_new
         if span > self._capacity:
             # By halves, so that a row that grows token by token is copied rarely.
@@ -159,18 +161,22 @@ class KVCache(Cache):
         self.lengths[row] += num_tokens
 
     def commit(self, verdict: Verdict) -> None:
-        """Keep the accepted path of the tree last written: one gather per storage.
+        """Keep the accepted path of the tree last written; see ``commit_paths``."""
+        self.commit_paths(verdict.paths)
+
+    def commit_paths(self, paths: list[list[int]]) -> None:
+        """Keep of every row the nodes of one path, ascending: one gather per storage.
 
         Nodes that lie in their slot already (node j at depth j, as in chains) are not touched.
         """
         moves = [
             (row, length + node, length + depth)
-            for row, (length, path) in enumerate(zip(self.lengths, verdict.paths, strict=True))
+            for row, (length, path) in enumerate(zip(self.lengths, paths, strict=True))
             for depth, node in enumerate(path)
             if node != depth
         ]
         self.lengths = [
-            length + len(path) for length, path in zip(self.lengths, verdict.paths, strict=True)
+            length + len(path) for length, path in zip(self.lengths, paths, strict=True)
         ]
         if moves:
             self._settle()

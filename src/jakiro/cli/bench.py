@@ -108,15 +108,12 @@ def _methods(
     plain: Engine, target: str, names: list[str] | None, with_transformers: bool
 ) -> list[Method]:
     """Plain decoding, the drafters asked for, and ``model.generate`` if wanted."""
-    from jakiro.api import BUNDLED_TARGET, eos_ids
+    from jakiro.api import eos_ids, usable_drafters
     from jakiro.bench.runner import PLAIN, EngineMethod, TransformersMethod
     from jakiro.cli.session import sibling
-    from jakiro.drafters.registry import ENTRIES
 
     if not names:
-        is_bundled = target == BUNDLED_TARGET
-        usable = [entry for entry in ENTRIES.values() if is_bundled or not entry.is_trained]
-        names = [entry.name for entry in usable if entry.name != "none"]
+        names = [name for name in usable_drafters(target) if name != "none"]
     methods: list[Method] = [EngineMethod(PLAIN, plain)]
     for name in names:
         drafter, _, tree = name.partition("@")

@@ -34,12 +34,16 @@ def names() -> dict[str, list[dict[str, Any]]]:
     from jakiro.drafters.registry import ENTRIES
     from jakiro.verify import RULES
 
-    checkpoint = "a checkpoint trained for its target (bundled for pico)"
+    made_of = {
+        "nothing": "nothing",
+        "head": "a checkpoint trained for its target (some are bundled for pico)",
+        "model": "the directory of a language model",
+    }
     drafters = [
         {
             "name": entry.name,
             "summary": entry.summary,
-            "needs": checkpoint if entry.is_trained else "nothing",
+            "needs": made_of[entry.made_of],
         }
         for entry in ENTRIES.values()
     ]

@@ -79,6 +79,12 @@ ENTRIES = {
             _LAYER,
             _LEARNER,
         ),
+        Entry(
+            "draft_model",
+            "jakiro.drafters.draft_model:DraftModel",
+            "a small language model of the same tokenizer",
+            "model",
+        ),
         Entry("prompt_lookup", "jakiro.drafters.prompt_lookup:PromptLookup", "n-grams of the text"),
         Entry(
             "suffix_automaton",
@@ -99,6 +105,11 @@ def names() -> list[str]:
 def trainable() -> list[str]:
     """The names that ``jakiro train`` takes."""
     return [entry.name for entry in ENTRIES.values() if entry.learner is not None]
+
+
+def of_models() -> Entry:
+    """The entry that drives a language model."""
+    return next(entry for entry in ENTRIES.values() if entry.made_of == "model")
 
 
 def find(name: str) -> Entry:

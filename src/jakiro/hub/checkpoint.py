@@ -81,16 +81,17 @@ def load(
     return head.to(dtype).eval()
 
 
+def holds_model(directory: Path) -> bool:
+    """Whether ``directory`` is a model of ``transformers`` rather than a draft head. Raises
+    ``CheckpointError`` where it is no checkpoint at all."""
+    config = _read_json(Path(directory))
+    return isinstance(config, dict) and "model_type" in config
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """The content of ``config.json``: ``head`` sizes, ``target`` fingerprint, ``notes`` and more.
     Raises ``CheckpointError``."""
-    path = Path(directory) / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint in {directory}: {CONFIG_FILE} is missing")
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    path, config = Path(directory) / CONFIG_FILE, _read_json(Path(directory))
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not the config of a draft head of format {FORMAT}; "
@@ -101,6 +102,16 @@ def read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(config.get(name), kind):
             raise CheckpointError(f"{path} lacks the entry {name!r} (a {kind.__name__})")
     return config
+
+
+def _read_json(directory: Path) -> Any:
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint in {directory}: {CONFIG_FILE} is missing")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
 
 
 def _build(directory: Path, settings: dict[str, Any]) -> Head:

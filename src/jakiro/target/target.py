@@ -107,45 +107,55 @@ class Target:
 
     @torch.no_grad()
     def verify(
-        self, tree: TokenTree, cache: KVCache, needs: FeatureSpec = NO_FEATURES
+        self,
+        tree: TokenTree,
+        cache: KVCache,
+        needs: FeatureSpec = NO_FEATURES,
+        num_known: int = 0,
     ) -> TargetOutput:
         """Logits [B, N, V] and features [B, N, F] of every node of a tree in one forward.
 
+        ``num_known``: so many nodes, the first ones, were verified before as the smaller tree they
+        make and nothing was committed since; they are not fed again, and N counts the others.
         A target of route ``chain`` takes its rows one by one, and only chains (``ConfigError``).
         """
         if self.route == "chain" and (tree.num_nodes > 1 or len(set(cache.lengths)) > 1):
-            return self._verify_chains(tree, cache, needs)
-        span = cache.aim(slice(0, tree.num_rows), tree.num_nodes)
+            return self._verify_chains(tree, cache, needs, num_known)
+        span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
         lengths = torch.tensor(cache.lengths, device=self.device)
-        if tree.num_nodes == 1 and cache.aligned:
-            # Nothing to hide: every slot is a committed position, and the model knows its windows.
-            return self.forward(tree.tokens, lengths[:, None], None, cache, needs)
+        tokens = tree.tokens[:, num_known:]
         # Padding nodes may lie past the context edge; learned positions have no entry there.
-        where = positions(tree, lengths).clamp_max(self.context_length - 1)
+        where = positions(tree, lengths)[:, num_known:].clamp_max(self.context_length - 1)
+        if tokens.shape[1] == 1 and cache.aligned and (not num_known or _is_chain(tree)):
+            # Nothing to hide: every slot is its own position, and the model knows its windows.
+            return self.forward(tokens, where, None, cache, needs)
         if self.route == "registered":
-            visible = attendable(tree.ancestors, lengths, span)
+            visible = attendable(tree.ancestors, lengths, span)[:, num_known:]
             with tree_attention(self.model, visible, where, slot_positions(tree, lengths, span)):
-                return self.forward(tree.tokens, where, None, cache, needs)
+                return self.forward(tokens, where, None, cache, needs)
         masks = {
-            name: additive(tree_mask(tree, lengths, span, window), self.dtype)
+            name: additive(tree_mask(tree, lengths, span, window)[:, num_known:], self.dtype)
             for name, window in self.windows.items()
         }
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        return self.forward(tree.tokens, where, mask, cache, needs)
+        return self.forward(tokens, where, mask, cache, needs)
 
-    def _verify_chains(self, tree: TokenTree, cache: KVCache, needs: FeatureSpec) -> TargetOutput:
+    def _verify_chains(
+        self, tree: TokenTree, cache: KVCache, needs: FeatureSpec, num_known: int
+    ) -> TargetOutput:
         """One maskless forward per row: in a chain, slots are positions."""
-        steps = torch.arange(tree.num_nodes, device=self.device)
-        if bool(((tree.parents != steps - 1) & tree.valid).any()):
+        if not _is_chain(tree):
             raise ConfigError(
                 f"{self.config.model_type} can only check chains, but the draft branches; "
                 "use a chain, for example chain:5"
             )
+        tokens = tree.tokens[:, num_known:]
+        steps = torch.arange(num_known, tree.num_nodes, device=self.device)
         outs = []
         for row, length in enumerate(cache.lengths):
-            cache.aim(slice(row, row + 1), tree.num_nodes)
+            cache.aim(slice(row, row + 1), len(steps), num_known)
             where = (length + steps).clamp_max(self.context_length - 1)[None]
-            outs.append(self.forward(tree.tokens[row : row + 1], where, None, cache, needs))
+            outs.append(self.forward(tokens[row : row + 1], where, None, cache, needs))
         features = [out.features for out in outs if out.features is not None]
         return TargetOutput(
             torch.cat([out.logits for out in outs]), torch.cat(features) if features else None
@@ -220,3 +230,9 @@ def _wanted_states(needs: FeatureSpec) -> bool | int:
     """What ``output_hidden_states`` should say: the one number where the last state is all, else
     all of them or none. (Lists of numbers mean other states in 5.19 than in 5.23.)"""
     return -1 if needs == LAST_FEATURE else bool(needs.indices)
+
+
+def _is_chain(tree: TokenTree) -> bool:
+    """Whether every valid node hangs below the one before it."""
+    before = torch.arange(-1, tree.num_nodes - 1, device=tree.parents.device)
+    return not bool(((tree.parents != before) & tree.valid).any())

@@ -1,0 +1,147 @@
+"""A small language model of the same tokenizer drafts (Leviathan et al., arXiv 2211.17192; Chen et
+al., arXiv 2302.01318), here a tree of candidates that may lean to the sampling noise.
+
+The model is driven like a target: prompts are prefilled, a tree is fed level by level under masks,
+and of what was fed the accepted path stays in its own cache. What it has not seen of the committed
+text, the root and before it the last accepted token if that was never expanded, is fed first in the
+next draft.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.target.output import TargetOutput
+from jakiro.target.target import Target
+from jakiro.tree.grow import Frontier, grow
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+class DraftModel(Drafter):
+    """Drives ``model`` as the drafter of ``target``.
+
+    The two may differ in padding rows behind their common vocabulary: what only the target has is
+    never drafted, and the model reads token 0 in its place. A model that can only check chains
+    drafts chains. Rows that outgrow the context of the model get empty drafts.
+    """
+
+    name = "draft_model"
+
+    def __init__(self, model: Target, target: Target) -> None:
+        self.model = model
+        self._vocab_size = target.vocab_size
+        self._cache = model.new_cache()
+        # Per row the committed tokens before the root that are not in the cache.
+        self._pending: list[list[int]] = []
+        # What lies behind the committed part of the cache: the root and all expanded nodes.
+        self._fed: TokenTree | None = None
+        self.num_forwards = 0
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        row = self._cache.admit()
+        self._pending.append([])
+        if len(ids) < self.model.context_length:
+            self.model.prefill(self._readable(torch.tensor(ids)).tolist(), self._cache, row)
+            self.num_forwards += 1
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        edge = self.model.context_length
+        sizes = zip(request.depth_caps, request.lengths, strict=True)
+        caps = [min(cap, edge - length) for cap, length in sizes]
+        if max(caps) < 1:
+            return TokenTree.root_only(request.roots)
+        fed, start = TokenTree.root_only(request.roots), 0
+        first = self._scores(self._catch_up(request.roots), request, 1)
+
+        def expand(frontier: Frontier) -> Tensor:
+            nonlocal fed, start
+            above, start = start, fed.num_nodes
+            tokens = torch.cat([fed.tokens, frontier.tokens], 1)
+            parents = torch.cat([fed.parents, above + frontier.parent_rows], 1)
+            fed = TokenTree(tokens, parents, torch.ones_like(tokens, dtype=torch.bool))
+            return self._scores(self._verify(fed, start), request, frontier.depth + 1)
+
+        plan = request.plan
+        if self.model.route == "chain":
+            plan = TreePlan.chain(min(plan.depth, plan.budget))
+        tree = grow(plan, request.roots, first[:, 0], expand, caps)
+        self._fed = fed
+        return tree
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        paths = verdict.paths
+        texts = [
+            [tokens[node] for node in path]
+            for tokens, path in zip(tree.tokens.tolist(), paths, strict=True)
+        ]
+        kept: list[list[int]] = [[] for _ in texts]
+        if self._fed is not None:
+            known = zip(self._fed.tokens.tolist(), self._fed.parents.tolist(), strict=True)
+            kept = [_spelling(text, *nodes) for text, nodes in zip(texts, known, strict=True)]
+            self._cache.commit_paths(kept)
+            self._fed = None
+        for pending, text, path in zip(self._pending, texts, kept, strict=True):
+            pending += text[len(path) :]
+
+    def keep(self, rows: list[int]) -> None:
+        self._cache.keep(rows)
+        self._pending = [self._pending[row] for row in rows]
+
+    def _catch_up(self, roots: Tensor) -> Tensor:
+        """Feed what is pending and the roots; returns the logits [B, 1, V] after the roots, which
+        stay uncommitted, as node 0 of the trees to come."""
+        texts = [
+            [*pending, root] for pending, root in zip(self._pending, roots.tolist(), strict=True)
+        ]
+        size = max(map(len, texts))
+        tokens = torch.tensor([text + [0] * (size - len(text)) for text in texts])
+        ends = torch.tensor([len(text) - 1 for text in texts])[:, None]
+        steps = torch.arange(size)
+        parents = (steps - 1).expand_as(tokens)
+        parts = (part.to(roots.device) for part in (tokens, parents, steps <= ends))
+        logits = self._verify(TokenTree(*parts), 0)
+        for row, pending in enumerate(self._pending):
+            self._cache.advance(row, len(pending))
+            self._pending[row] = []
+        where = ends[:, :, None].to(logits.device).expand(-1, -1, logits.shape[-1])
+        return logits.gather(1, where)
+
+    def _verify(self, tree: TokenTree, num_known: int) -> Tensor:
+        """One forward of the model, timed and counted: logits of the nodes not known yet."""
+        began = time.perf_counter()
+        readable = TokenTree(self._readable(tree.tokens), tree.parents, tree.valid)
+        out = self.model.verify(readable, self._cache, num_known=num_known)
+        self.module_ms += 1e3 * (time.perf_counter() - began)
+        self.num_forwards += 1
+        return out.logits
+
+    def _readable(self, tokens: Tensor) -> Tensor:
+        """``tokens`` with those the model has no embedding for replaced."""
+        return tokens.where(tokens < self.model.vocab_size, 0)
+
+    def _scores(self, logits: Tensor, request: DraftRequest, depth: int) -> Tensor:
+        """Log scores [B, K, V] over the target's vocabulary, which may be the longer one."""
+        missing = self._vocab_size - logits.shape[-1]
+        if missing:  # a negative number of rows is cut off
+            logits = F.pad(logits, (0, missing), value=-torch.inf)
+        return request.noise.scores(logits, depth)
+
+
+def _spelling(text: list[int], tokens: list[int], parents: list[int]) -> list[int]:
+    """The nodes that spell the longest known beginning of ``text``, whose first is the root."""
+    path = [0]
+    for wanted in text[1:]:
+        nodes = enumerate(zip(tokens, parents, strict=True))
+        found = (node for node, (token, parent) in nodes if (token, parent) == (wanted, path[-1]))
+        node = next(found, None)
+        if node is None:
+            break
+        path.append(node)
+    return path

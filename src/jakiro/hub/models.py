@@ -1,0 +1,105 @@
+"""Language models and tokenizers of ``transformers``, from a directory or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from jakiro.errors import CheckpointError, PairMismatch
+
+
+def load_model(
+    location: str | Path,
+    dtype: str | torch.dtype,
+    device: torch.device | None,
+    device_map: str | dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A causal LM in evaluation mode. Raises ``CheckpointError`` unless it is there, whole and of
+    the shapes its config says."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype,
+            device_map=device_map,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot load a causal language model from {str(location)!r}: {first_line(error)}. "
+            "Give a directory with config.json and weights, or a hub name"
+        ) from error
+    model, report = loaded
+    shapes = (f"{name} has shape {list(is_)}" for name, is_, _ in report["mismatched_keys"])
+    if wrong := sorted([*(f"{name} is missing" for name in report["missing_keys"]), *shapes]):
+        raise CheckpointError(
+            f"{len(wrong)} tensors in {str(location)!r} do not fit its config, the first: "
+            f"{wrong[0]}; copy or save the model again"
+        )
+    placed: PreTrainedModel = model if device is None else model.to(device)
+    return placed
+
+
+def load_tokenizer(location: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside a model. Raises ``CheckpointError``."""
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"cannot load the tokenizer of {str(location)!r}: {first_line(error)}. Save one "
+            "beside the weights, or give load(tokenizer=...)"
+        ) from error
+    return found
+
+
+def tokenizer_beside(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a model's directory; None where there is no file of one."""
+    if not any(directory.glob("tokenizer*")):
+        return None
+    return load_tokenizer(directory)
+
+
+def check_vocabularies(drafter: tuple[int, object], target: tuple[int, object], place: str) -> None:
+    """Raise ``PairMismatch`` unless the token ids of two models mean the same.
+
+    Each is given by the number of its logits and its tokenizer. Where both are tokenizers of
+    ``transformers`` the ids they share must be the same tokens, and the numbers may differ by
+    padding; otherwise nothing but the numbers can be compared, and they must be equal.
+    """
+    (size, tokenizer), (wanted_size, wanted) = drafter, target
+    advice = "use a draft model that shares the tokenizer of the target"
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not isinstance(
+        wanted, PreTrainedTokenizerBase
+    ):
+        if size != wanted_size:
+            raise PairMismatch(
+                f"the draft model {place} chooses among {size} tokens and the target among "
+                f"{wanted_size}, and without both tokenizers it cannot be told whether the rest "
+                f"is padding; {advice}, and give both with their tokenizers"
+            )
+        return
+    mine, theirs = (
+        {token_id: token for token, token_id in each.get_vocab().items()}
+        for each in (tokenizer, wanted)
+    )
+    for token_id in sorted(mine.keys() & theirs.keys()):
+        if mine[token_id] != theirs[token_id]:
+            raise PairMismatch(
+                f"the draft model {place} has another vocabulary: token {token_id} is "
+                f"{mine[token_id]!r} there and {theirs[token_id]!r} in the target; {advice}"
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; more lines are advice about other things."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
