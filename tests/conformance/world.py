@@ -103,8 +103,10 @@ def answer(
 def head(of: Target, method: str, size: str = "wide") -> Any:
     """An untrained draft head for a target."""
     torch.manual_seed(5)
-    config, network = registry.find(method).load_head()
+    entry = registry.find(method)
+    config, network = entry.load_head()
     fit = {"method": method, "hidden_size": of.hidden_size, "vocab_size": of.vocab_size}
+    fit |= entry.settings
     known = {field.name for field in fields(config)}
     built = network(config(**{k: v for k, v in (fit | SIZES[size]).items() if k in known}))
     built.to(of.dtype)

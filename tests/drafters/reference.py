@@ -28,7 +28,7 @@ class PathReference:
         assert len(ids) == len(features) + 1
         self._head, self._target = drafter.head, target
         self._ids, self._features = ids, features
-        self._contrast = drafter.head.config.contrast
+        self._contrast = drafter.head.config.contrast_levels
 
     @torch.inference_mode()
     def after(self, path: list[int]) -> tuple[Tensor, Tensor | None]:
@@ -37,9 +37,9 @@ class PathReference:
         for length in range(len(path) + 1):
             tokens = torch.tensor([[*self._ids[1:], *path[:length]]])
             where = torch.arange(tokens.shape[1])[None]
-            out = self._head(self._target.embed(tokens), known, where, contrast=self._contrast)
+            out = self._head(self._target.embed(tokens), known, where, contrasts=self._contrast)
             known = torch.cat([known, out.next[:, -1:]], 1)
-        return out.next[0, -1], None if out.after_next is None else out.after_next[0, -1]
+        return out.next[0, -1], out.ahead[0][0, -1] if out.ahead else None
 
     @torch.inference_mode()
     def scores(self, path: list[int], last_level: int) -> Tensor:

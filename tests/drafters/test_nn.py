@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.drafters.registry import find
 from jakiro.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "jakiro"
@@ -53,13 +54,12 @@ def golden_inputs(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def test_both_branches_match_the_original(name: str) -> None:
     head, tensors = golden(name)
     with torch.no_grad():
-        out = head(*golden_inputs(tensors), contrast=True)
-    assert out.after_next is not None
+        out = head(*golden_inputs(tensors), contrasts=1)
     lm_head = tensors["lm_head.weight"]
     torch.testing.assert_close(out.next, tensors["branch1"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.after_next, tensors["branch2"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.ahead[0], tensors["branch2"], atol=1e-5, rtol=0)
     torch.testing.assert_close(out.next @ lm_head.T, tensors["logits1"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.after_next @ lm_head.T, tensors["logits2"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.ahead[0] @ lm_head.T, tensors["logits2"], atol=1e-5, rtol=0)
 
 
 class AppendCache:
@@ -82,9 +82,9 @@ def test_rows_fed_one_by_one_over_a_cache_equal_one_causal_forward() -> None:
         for i in range(positions.shape[1]):
             row = slice(i, i + 1)
             mask = torch.zeros(1, 1, 1, i + 1)
-            out = head(embeddings[:, row], features[:, row], positions[:, row], mask, cache, True)
+            out = head(embeddings[:, row], features[:, row], positions[:, row], mask, cache, 1)
             torch.testing.assert_close(out.next[:, 0], tensors["branch1"][:, i])
-            torch.testing.assert_close(out.after_next[:, 0], tensors["branch2"][:, i])
+            torch.testing.assert_close(out.ahead[0][:, 0], tensors["branch2"][:, i])
 
 
 def test_a_forward_over_history_needs_a_mask() -> None:
@@ -100,7 +100,7 @@ def test_padding_in_a_batch_changes_nothing() -> None:
     head, tensors = golden("mha")
     embeddings, features, positions = golden_inputs(tensors)
     length, padding, garbage = positions.shape[1], 4, 50.0
-    alone = head(embeddings, features, positions, contrast=True)
+    alone = head(embeddings, features, positions, contrasts=1)
 
     def pad(tensor: Tensor, side: str) -> Tensor:
         filler = torch.full((1, padding, *tensor.shape[2:]), garbage).to(tensor.dtype)
@@ -113,8 +113,8 @@ def test_padding_in_a_batch_changes_nothing() -> None:
     attend[0, :, padding:, :padding] = False
     mask = torch.zeros(attend.shape).masked_fill(~attend, float("-inf"))
     places = torch.stack([(torch.arange(total) - padding).clamp_min(0), torch.arange(total)])
-    out = head(*batch, places, mask, contrast=True)
-    for whole, part in zip(out, alone, strict=True):
+    out = head(*batch, places, mask, contrasts=1)
+    for whole, part in zip((out.next, *out.ahead), (alone.next, *alone.ahead), strict=True):
         torch.testing.assert_close(whole[0, padding:], part[0])
         torch.testing.assert_close(whole[1, :length], part[0])
 
@@ -124,7 +124,9 @@ def twin_heads() -> tuple[DraftHead, DraftHead, tuple[Tensor, Tensor, Tensor]]:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
     one, two = (
-        DraftHead(HeadConfig(method, **sizes, expert_size=24, vocab_size=11)).double()
+        DraftHead(
+            HeadConfig(method, **sizes, expert_size=24, vocab_size=11, **find(method).settings)
+        ).double()
         for method in ("eagle2", "jakiro")
     )
     shared = dict(one.state_dict())
@@ -141,7 +143,7 @@ def twin_heads() -> tuple[DraftHead, DraftHead, tuple[Tensor, Tensor, Tensor]]:
 def test_equal_experts_are_one_expert() -> None:
     one, two, inputs = twin_heads()
     torch.testing.assert_close(two(*inputs).next, one(*inputs).next)
-    assert one(*inputs).after_next is None
+    assert one(*inputs).ahead == ()
 
 
 def gate(head: DraftHead) -> Tensor:
@@ -174,29 +176,29 @@ def test_the_difference_of_equal_halves_is_the_residual_alone() -> None:
         zeroed[f"layers.0.mlp_moe.experts.{expert}.down_proj.weight"].zero_()
     residual = DraftHead(two.config).double()
     residual.load_state_dict(zeroed)
-    torch.testing.assert_close(two(*inputs, contrast=True).after_next, residual(*inputs).next)
+    torch.testing.assert_close(two(*inputs, contrasts=1).ahead[0], residual(*inputs).next)
 
 
 def test_the_larger_gate_decides_the_sign_and_a_tie_is_minus() -> None:
     _, two, inputs = twin_heads()
     second = two.get_parameter("layers.0.mlp_moe.experts.1.down_proj.weight")
     second.data.zero_()
-    plus = two(*inputs, contrast=True)
+    plus = two(*inputs, contrasts=1)
     rows = gate(two)[2:].clone()
     zero = DraftHead(two.config).double()
     zero.load_state_dict(two.state_dict())
     zero.get_parameter("layers.0.mlp_moe.experts.0.down_proj.weight").data.zero_()
     residual = zero(*inputs).next
     gate(two)[2:] = 0.0
-    tie = two(*inputs, contrast=True).after_next
+    tie = two(*inputs, contrasts=1).ahead[0]
     gate(two)[:2] = 0.0
     half = two(*inputs).next - residual
     torch.testing.assert_close(tie, residual - half)
 
     gate(two)[2:] = rows
-    signs = torch.sign(((plus.after_next - residual) * half).sum(-1))
+    signs = torch.sign(((plus.ahead[0] - residual) * half).sum(-1))
     gate(two)[2], gate(two)[3] = rows[1].clone(), rows[0].clone()
-    swapped = two(*inputs, contrast=True).after_next
+    swapped = two(*inputs, contrasts=1).ahead[0]
     assert torch.equal(torch.sign(((swapped - residual) * half).sum(-1)), -signs)
     assert set(signs.flatten().tolist()) == {1.0, -1.0}
 
@@ -234,7 +236,14 @@ def test_bfloat16_keeps_the_rotary_frequencies() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "medusa"}, "eagle2, jakiro"),
+        ({"num_experts": 0}, "num_experts must be at least 1"),
+        ({"active_experts": 3}, "active_experts must lie between 1 and 2 with 2 experts"),
+        ({"contrast_levels": 3}, "contrast_levels must lie between 0 and 2"),
+        ({"num_experts": 1, "active_experts": 1}, "contrast_levels must lie between 0 and 0"),
+        ({"draft_vocab_size": 8}, "draft_vocab_size must lie between 1 and 7"),
+        ({"contrast_strength": -1.0}, "contrast_strength must not be negative"),
+        ({"activation": "relu"}, "activation must be swiglu or gelu"),
+        ({"branches": "both"}, "branches must be sum or decoupled"),
         ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
         ({"head_dim": 5}, "even"),
         ({"expert_size": 0}, "expert_size must be at least 1"),
@@ -249,5 +258,5 @@ def test_impossible_sizes_are_named(change: dict[str, object], message: str) -> 
 
 def test_one_expert_has_no_second_branch() -> None:
     one, _, inputs = twin_heads()
-    with pytest.raises(ConfigError, match="no second branch"):
-        one(*inputs, contrast=True)
+    with pytest.raises(ConfigError, match="has 0 contrastive branches, 1 were asked for"):
+        one(*inputs, contrasts=1)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jakiro.drafters.nn import DraftHead, HeadOutput
+from jakiro.drafters.experts import HeadOutput
+from jakiro.drafters.nn import DraftHead
 from jakiro.target.target import Target
 from jakiro.train import losses
 from jakiro.train.config import LossOptions, TrainConfig
@@ -42,7 +43,7 @@ def test_the_mask_goes_by_the_predicted_token(target: Target) -> None:
     assert lesson.wanted.tolist() == [[False, True, False, True, False]]
     torch.manual_seed(0)
     next_, after = torch.randn(2, 1, 4, 32).unbind()
-    result = measure([HeadOutput(next_, after)], lesson, target)
+    result = measure([HeadOutput(next_, (after,))], lesson, target)
     truth = lesson.features[0]
     first = [longhand(target, next_[0, i], truth[i + 1]) for i in (0, 2)]
     second = longhand(target, after[0, 1], truth[3])
@@ -63,7 +64,7 @@ def test_the_mask_goes_by_the_predicted_token(target: Target) -> None:
 
 def test_later_passes_leave_out_pairs_without_a_chain(target: Target) -> None:
     lesson = teach(target, one_batch([True] * 6))
-    output = HeadOutput(torch.zeros(1, 5, 32), torch.zeros(1, 5, 32))
+    output = HeadOutput(torch.zeros(1, 5, 32), (torch.zeros(1, 5, 32),))
     result = measure([output, output], lesson, target)
     counted = [[valid[0].nonzero()[:, 0].tolist() for valid in each] for each in result.valid]
     assert counted == [[[1, 2, 3, 4], [2, 3, 4]], [[2, 3, 4], [3, 4]]]
@@ -78,7 +79,7 @@ def test_gradients_are_those_of_the_plain_formula(
     torch.manual_seed(0)
     next_, after = (torch.randn(1, 6, 32, requires_grad=True) for _ in range(2))
     options = LossOptions(token_weight=0.7)
-    measure([HeadOutput(next_, after)], lesson, target).total(options).backward()
+    measure([HeadOutput(next_, (after,))], lesson, target).total(options).backward()
     places = lesson.wanted[0].nonzero()[:, 0]
     expected = torch.zeros(())
     for branch, weight, ahead in ((next_, 1.0, 1), (after, 0.5, 2)):
@@ -97,14 +98,14 @@ def test_hits_compare_with_the_first_choice_of_the_target(target: Target) -> Non
     lesson = teach(target, one_batch([True] * 5))
     right = lesson.features[:, 1:].clone()
     right[0, 2] = -right[0, 2]
-    result = measure([HeadOutput(right, None)], lesson, target)
+    result = measure([HeadOutput(right)], lesson, target)
     assert result.hits[0, 0, 0].tolist() == [False, True, True, False, False]
     assert result.accuracy()[0].tolist() == pytest.approx([2 / 3])
 
 
 def test_a_batch_without_a_wanted_token_has_no_loss(target: Target) -> None:
     lesson = teach(target, one_batch([True, True, False, False]))
-    output = HeadOutput(torch.ones(1, 3, 32, requires_grad=True), None)
+    output = HeadOutput(torch.ones(1, 3, 32, requires_grad=True))
     total = measure([output], lesson, target).total(LossOptions())
     total.backward()
     assert total.item() == 0
@@ -116,7 +117,7 @@ def test_gradients_reach_the_head_alone(target: Target, samples: Samples) -> Non
     before = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
     lesson = teach(target, samples.batch([0, 1, 2]), 0.2)
     assert not lesson.embeddings.requires_grad
-    outputs = rollout(head, lesson.embeddings, lesson.inputs, config.unroll, True)
+    outputs = rollout(head, lesson.embeddings, lesson.inputs, config.unroll, 1)
     measure(outputs, lesson, target).total(config.loss).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name

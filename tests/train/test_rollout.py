@@ -42,7 +42,7 @@ class AppendCache:
 def test_passes_equal_chains_fed_one_pair_at_a_time() -> None:
     head = double_head("jakiro")
     embeddings, features = torch.randn(2, 2, 7, 32, dtype=torch.float64).unbind()
-    outputs = rollout(head, embeddings, features, passes=4, contrast=True)
+    outputs = rollout(head, embeddings, features, passes=4, contrasts=1)
     for root in range(7):
         cache, fed = AppendCache(), features
         for level in range(min(4, 7 - root)):
@@ -52,11 +52,10 @@ def test_passes_equal_chains_fed_one_pair_at_a_time() -> None:
             where = torch.arange(rows.start, rows.stop).expand(2, -1)
             seen = torch.arange(rows.stop)[None] <= torch.arange(rows.start, rows.stop)[:, None]
             inputs = fed[:, rows] if level == 0 else fed
-            out = head(embeddings[:, rows], inputs, where, seen[None, None], cache, True)
+            out = head(embeddings[:, rows], inputs, where, seen[None, None], cache, 1)
             fed = out.next[:, -1:]
             torch.testing.assert_close(outputs[level].next[:, pair], fed[:, 0])
-            assert out.after_next is not None and outputs[level].after_next is not None
-            torch.testing.assert_close(outputs[level].after_next[:, pair], out.after_next[:, -1])
+            torch.testing.assert_close(outputs[level].ahead[0][:, pair], out.ahead[0][:, -1])
 
 
 class PlainScores:
@@ -85,13 +84,12 @@ def test_passes_draft_what_the_drafter_drafts(method: str) -> None:
     lesson = teach(
         target, Batch(ids, torch.tensor([14] * 6), torch.ones_like(ids).bool(), torch.arange(6))
     )
-    contrast = head.config.contrast
+    contrast = head.config.contrast_levels
     outputs = rollout(head, lesson.embeddings, lesson.inputs, depth - contrast, contrast)
     # The root is token 9, so its pair is 8; level j comes from pass j at pair 8 + j.
     levels = [output.next[:, 8 + level] for level, output in enumerate(outputs)]
     if contrast:
-        assert outputs[-1].after_next is not None
-        levels.append(outputs[-1].after_next[:, 8 + len(outputs) - 1])
+        levels.append(outputs[-1].ahead[0][:, 8 + len(outputs) - 1])
     guesses = torch.stack([target.lm_head(feature).argmax(-1) for feature in levels], 1)
     assert torch.equal(guesses, chains)
 

@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import attendable
 from jakiro.drafters.base import Drafter, DraftRequest
-from jakiro.drafters.nn import DraftHead, HeadOutput
+from jakiro.drafters.experts import HeadOutput, fused_view
+from jakiro.drafters.nn import DraftHead
 from jakiro.target.features import LAST_FEATURE
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
@@ -45,7 +46,7 @@ class FeatureDrafter(Drafter):
     """The published setting, for targets of billions of parameters on a GPU."""
 
     def __init__(self, head: DraftHead, target: Target) -> None:
-        self.head = packed_view(head.eval())
+        self.head = packed_view(fused_view(head.eval()))
         self.name = head.config.method
         self._target = target
         self._cache = KVCache(1)
@@ -90,7 +91,7 @@ class FeatureDrafter(Drafter):
             contrast = self._contrasts and frontier.depth == depth - 2
             out = self._forward(frontier.tokens, parents, where, mask, contrast)
             self._cache.lengths = [length + width for length in self._cache.lengths]
-            feature, after_next = out.next, out.after_next
+            feature, after_next = out.next, out.ahead[0] if out.ahead else None
             return self._scores(feature, request, frontier.depth + 1)
 
         tree = grow(request.plan, request.roots, scores, expand, request.depth_caps)
@@ -133,12 +134,12 @@ class FeatureDrafter(Drafter):
         last = last.expand(-1, -1, features.shape[-1])
         return (
             out.next.gather(1, last),
-            None if out.after_next is None else out.after_next.gather(1, last),
+            out.ahead[0].gather(1, last) if out.ahead else None,
         )
 
     @property
     def _contrasts(self) -> bool:
-        return self.head.config.contrast
+        return self.head.config.contrast_levels > 0
 
     def _scores(self, features: Tensor, request: DraftRequest, depth: int) -> Tensor:
         """Log scores [B, K, V] of nodes at ``depth`` from the features [B, K, H] above them."""

@@ -2,34 +2,39 @@
 
 A pair ``(x_{i+1}, f_i)`` sits at position ``i``: the embedding of a token and the target's last
 normed hidden state one position before it. With one expert the layer is the head of EAGLE
-(arXiv 2401.15077); with two it is Jakiro's (arXiv 2502.06282): their gated sum predicts the next
-feature, their gated difference the one after it. The LM head of the target turns both into logits.
+(arXiv 2401.15077); with several it is Jakiro's (arXiv 2502.06282): their gated sum predicts the
+next feature, their contrasts those after it. The LM head of the target turns both into logits.
 
 One class serves training and inference. Parameter names are those of the published checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jakiro.drafters.base import Head
+from jakiro.drafters.experts import EXPERTS, HeadOutput, Mixing, Mixture
 from jakiro.errors import ConfigError
-
-EXPERTS: Mapping[str, int] = MappingProxyType({"eagle2": 1, "jakiro": 2})
-"""Methods that use this network, and how many experts each has."""
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Sizes of a head. ``expert_size`` is the inner width of each expert's MLP; ``contrast`` says
-    whether the gate carries the two rows of the second branch. Raises ``ConfigError``."""
+    """Sizes and kind of a head. Raises ``ConfigError``.
+
+    ``expert_size``: inner width of each expert's MLP. ``num_experts``: 1 is a plain MLP without a
+    gate; of more, the gate picks ``active_experts``. ``contrast_levels``: for how many levels ahead
+    the gate has a contrast; so many last levels of a draft cost no forward. (2 is our extension: a
+    third group of gate rows, the same experts, the feature of ``i + 3``.) ``contrast_strength``:
+    factor of what a contrast subtracts. ``branches``: whether a node's children come from the gated
+    sum, or from every active expert with its own feature. ``draft_vocab_size``: score only that
+    many tokens, those in ``DraftHead.draft_ids`` (FR-Spec, arXiv 2502.14856).
+    """
 
     method: str
     hidden_size: int
@@ -41,12 +46,17 @@ class HeadConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     fc_bias: bool = True
+    num_experts: int = 2
+    active_experts: int = 2
+    contrast_levels: int = 1
+    contrast_strength: float = 1.0
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    branches: Literal["sum", "decoupled"] = "sum"
+    draft_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in EXPERTS:
-            raise ConfigError(f"unknown head method {self.method!r}; known: {', '.join(EXPERTS)}")
         sizes = ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "expert_size")
-        for name in (*sizes, "vocab_size"):
+        for name in (*sizes, "vocab_size", "num_experts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
@@ -56,16 +66,34 @@ class HeadConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
-
-    @property
-    def num_experts(self) -> int:
-        """1 or 2."""
-        return EXPERTS[self.method]
-
-    @property
-    def contrast(self) -> bool:
-        """Whether there is a second branch."""
-        return self.num_experts == 2
+        limits = {
+            "active_experts": (1, self.num_experts),
+            "contrast_levels": (0, 2 if self.active_experts > 1 else 0),
+            "draft_vocab_size": (1, self.vocab_size),
+        }
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ConfigError(
+                    f"{name} must lie between {least} and {most} with {self.num_experts} experts, "
+                    f"{self.active_experts} of them active, and {self.vocab_size} tokens; "
+                    f"got {value}"
+                )
+        if not self.contrast_strength >= 0:
+            raise ConfigError(
+                f"contrast_strength must not be negative, got {self.contrast_strength}"
+            )
+        choices = {"activation": tuple(EXPERTS), "branches": ("sum", "decoupled")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        if self.branches == "decoupled" and self.active_experts < 2:
+            raise ConfigError(
+                "decoupled branches need at least 2 active experts, got "
+                f"active_experts = {self.active_experts}"
+            )
 
 
 class KeyValues(Protocol):
@@ -73,13 +101,6 @@ class KeyValues(Protocol):
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Write rows [B, kv_heads, N, d]; return all that may be attended, [B, kv_heads, S, d]."""
-
-
-class HeadOutput(NamedTuple):
-    """Predicted features [B, N, H] of position ``i + 1`` and, if asked for, of ``i + 2``."""
-
-    next: Tensor
-    after_next: Tensor | None
 
 
 class _Attention(nn.Module):
@@ -124,40 +145,6 @@ class _Attention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))  # type: ignore[no-any-return]
 
 
-class _Expert(nn.Module):
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__()
-        hidden, inner = config.hidden_size, config.expert_size
-        self.gate_proj = nn.Linear(hidden, inner, bias=False)
-        self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(states)) * self.up_proj(states))  # type: ignore[no-any-return]
-
-
-class _TwoExperts(nn.Module):
-    """Two experts always active; the gate's first two rows weigh their sum, the last two their
-    difference."""
-
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.hidden_size, 4, bias=False)
-        self.experts = nn.ModuleList(_Expert(config) for _ in range(2))
-
-    def forward(self, residual: Tensor, normed: Tensor, contrast: bool) -> HeadOutput:
-        gates: Tensor = self.gate(normed)
-        first, second = (expert(normed) for expert in self.experts)
-        weights = gates.unflatten(-1, (2, 2)).softmax(-1)
-        # Combined in the dtype of the weights: autocast keeps softmax in float32.
-        summed = residual + weights[..., 0, :1] * first + weights[..., 0, 1:] * second
-        if not contrast:
-            return HeadOutput(summed, None)
-        difference = weights[..., 1, :1] * first - weights[..., 1, 1:] * second
-        larger_is_first = gates[..., 2:3] > gates[..., 3:4]
-        return HeadOutput(summed, residual + torch.where(larger_is_first, difference, -difference))
-
-
 class _RMSNorm(nn.Module):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
@@ -174,10 +161,18 @@ class _Layer(nn.Module):
         super().__init__()
         self.self_attn = _Attention(config)
         self.post_attention_layernorm = _RMSNorm(config)
+        sizes = (config.hidden_size, config.expert_size)
         if config.num_experts == 1:
-            self.mlp = _Expert(config)
+            self.mlp = EXPERTS[config.activation](*sizes)
         else:
-            self.mlp_moe = _TwoExperts(config)
+            mixing = Mixing(
+                config.num_experts,
+                config.active_experts,
+                config.contrast_levels,
+                config.contrast_strength,
+                config.branches == "decoupled",
+            )
+            self.mlp_moe = Mixture(*sizes, config.activation, mixing)
         self.num_experts = config.num_experts
 
     def forward(
@@ -186,14 +181,14 @@ class _Layer(nn.Module):
         positions: Tensor,
         mask: Tensor | None,
         cache: KeyValues | None,
-        contrast: bool,
+        contrasts: int,
     ) -> HeadOutput:
         # No norm before the attention: the layer reads the output of ``fc`` as it is.
         residual = states + self.self_attn(states, positions, mask, cache)
         normed = self.post_attention_layernorm(residual)
         if self.num_experts == 1:
-            return HeadOutput(residual + self.mlp(normed), None)
-        return self.mlp_moe(residual, normed, contrast)  # type: ignore[no-any-return]
+            return HeadOutput(residual + self.mlp(normed))
+        return self.mlp_moe(residual, normed, contrasts)  # type: ignore[no-any-return]
 
 
 class DraftHead(Head):
@@ -207,6 +202,8 @@ class DraftHead(Head):
         self.config = config
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
         self.layers = nn.ModuleList([_Layer(config)])
+        if config.draft_vocab_size is not None:
+            self.register_buffer("draft_ids", torch.arange(config.draft_vocab_size))
 
     def forward(
         self,
@@ -215,13 +212,17 @@ class DraftHead(Head):
         positions: Tensor,
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
-        contrast: bool = False,
+        contrasts: int = 0,
     ) -> HeadOutput:
         """Predicted features of N pairs: ``embeddings`` and ``features`` [B, N, H], absolute
         ``positions`` [B, N]. ``mask`` [B, 1, N, S] is additive or boolean (True = may attend) over
         the S keys the cache returns; None is plain causal attention among the N pairs.
-        ``contrast`` asks for the second branch; a head without one raises ``ConfigError``."""
-        if contrast and not self.config.contrast:
-            raise ConfigError(f"a {self.config.method} head has no second branch")
+        ``contrasts``: how many contrastive branches are wanted; more than ``contrast_levels``
+        raises ``ConfigError``."""
+        if contrasts > self.config.contrast_levels:
+            raise ConfigError(
+                f"this {self.config.method} head has {self.config.contrast_levels} contrastive "
+                f"branches, {contrasts} were asked for"
+            )
         states = self.fc(torch.cat([embeddings, features], -1))
-        return self.layers[0](states, positions, mask, cache, contrast)  # type: ignore[no-any-return]
+        return self.layers[0](states, positions, mask, cache, contrasts)  # type: ignore[no-any-return]

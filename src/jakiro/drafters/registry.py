@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from jakiro.errors import UnknownName
 
 
 class HeadPaths(NamedTuple):
     """Where the config (a dataclass) and the network (built from it alone) of a head are, as
-    ``module:class``."""
+    ``module:class``; ``settings``: what the method fixes of the config, unless told otherwise."""
 
     config: str
     network: str
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class Entry:
         """Whether it needs a checkpoint."""
         return self.made_of != "nothing"
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the method fixes of the config of its head, unless told otherwise."""
+        return self.head.settings if self.head is not None else {}
+
     def load(self) -> type:
         """The class, imported now and not before."""
         return _imported(self.path)
@@ -62,23 +70,22 @@ def _imported(path: str) -> type:
     return loaded
 
 
-_FEATURE = "jakiro.drafters.feature:FeatureDrafter"
-_LAYER = HeadPaths("jakiro.drafters.nn:HeadConfig", "jakiro.drafters.nn:DraftHead")
-_LEARNER = "jakiro.train.feature_head:FeatureHead"
+def _layer(name: str, summary: str, **settings: Any) -> Entry:
+    """A method that drafts with the one-layer network, in the common cycle."""
+    head = HeadPaths("jakiro.drafters.nn:HeadConfig", "jakiro.drafters.nn:DraftHead", settings)
+    path, learner = (
+        "jakiro.drafters.feature:FeatureDrafter",
+        "jakiro.train.feature_head:FeatureHead",
+    )
+    return Entry(name, path, summary, "head", head, learner)
+
+
+_ONE_EXPERT = {"num_experts": 1, "active_experts": 1, "contrast_levels": 0}
 ENTRIES = {
     entry.name: entry
     for entry in (
-        Entry(
-            "jakiro", _FEATURE, "one layer, two experts: sum and contrast", "head", _LAYER, _LEARNER
-        ),
-        Entry(
-            "eagle2",
-            _FEATURE,
-            "one layer on the last feature, dynamic tree",
-            "head",
-            _LAYER,
-            _LEARNER,
-        ),
+        _layer("jakiro", "one layer, two experts: sum and contrast"),
+        _layer("eagle2", "one layer on the last feature, dynamic tree", **_ONE_EXPERT),
         Entry(
             "draft_model",
             "jakiro.drafters.draft_model:DraftModel",

@@ -39,7 +39,9 @@ def save(
     """Write ``head`` to ``directory``, tensors in ``dtype``. ``extra`` is stored as notes. Files
     of other names in the directory stay. Raises ``CheckpointError`` when it cannot be written."""
     tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
+        name: tensor.detach()
+        .to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        .contiguous()
         for name, tensor in head.state_dict().items()
     }
     digest = _digest(tensors)

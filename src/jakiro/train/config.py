@@ -14,14 +14,23 @@ class HeadOptions:
     """What of a head the target does not decide; the rest is like one of the target's layers.
 
     ``expert_size``: inner width of an expert (None: that of the target's MLP; published: the hidden
-    size).
+    size). The others are those of ``HeadConfig``; None: what the method says.
     """
 
     expert_size: int | None = None
+    num_experts: int | None = None
+    active_experts: int | None = None
+    contrast_levels: int | None = None
+    branches: Literal["sum", "decoupled"] | None = None
 
     def __post_init__(self) -> None:
         if self.expert_size is not None:
             at_least(self, expert_size=1)
+
+    def settings(self) -> dict[str, Any]:
+        """What is said here about the kind of a head."""
+        names = ("num_experts", "active_experts", "contrast_levels", "branches")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jakiro.train.rollout import rollout
 def judge(head: DraftHead, target: Target, batch: Batch, depth: int = 6) -> Tally:
     """``accuracy``: top-1 agreement with the target per branch, on true features. ``alpha``: of
     chains of ``depth`` levels; with a second branch it gives the last of them."""
-    contrast = head.config.contrast
+    contrast = head.config.contrast_levels
     lesson = teach(target, batch)
     passes = max(1, depth - contrast)
     losses = measure(

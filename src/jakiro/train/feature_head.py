@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.drafters.registry import find
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
@@ -39,7 +40,7 @@ class FeatureHead(Learner):
         """Of J passes with C branches each, [J * C]: pass j predicts no feature before j + 1 with
         branch 1, before j + 2 with branch 2."""
         positions = wanted(batch.carries_loss)
-        branches = 1 + self.sizes.contrast
+        branches = 1 + self.sizes.contrast_levels
         return torch.stack(
             [
                 positions[:, number + ahead :].sum()
@@ -55,7 +56,7 @@ class FeatureHead(Learner):
             lesson.embeddings,
             lesson.inputs,
             self.config.unroll,
-            self.sizes.contrast,
+            self.sizes.contrast_levels,
         )
         means = measure(outputs, lesson, self.target)
         own = means.valid.sum((2, 3))
@@ -100,6 +101,7 @@ def head_config(target: Target, config: TrainConfig) -> HeadConfig:
         vocab_size=target.vocab_size,
         rope_theta=_rope_theta(model),
         rms_norm_eps=float(getattr(model, "rms_norm_eps", None) or 1e-6),
+        **{**find(config.method).settings, **config.head.settings()},
     )
 
 

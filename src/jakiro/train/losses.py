@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jakiro.drafters.nn import HeadOutput
+from jakiro.drafters.experts import HeadOutput
 from jakiro.target.target import Target
 from jakiro.train.config import LossOptions
 from jakiro.train.features import Lesson
@@ -53,8 +53,7 @@ def measure(outputs: Sequence[HeadOutput], lesson: Lesson, target: Target) -> Lo
     truth = lesson.features.flatten(0, 1)[index].float()
     predictions, weights = [], []
     for number, output in enumerate(outputs):
-        branches = [output.next, *([] if output.after_next is None else [output.after_next])]
-        for ahead, features in enumerate(branches, 1):
+        for ahead, features in enumerate((output.next, *output.ahead), 1):
             pair = place - ahead
             # Rows of B x (T - 1) pairs; where no such pair exists any row will do, weighing 0.
             row = (index - place) // length * (length - 1) + pair.clamp_min(0)

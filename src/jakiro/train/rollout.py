@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jakiro.drafters.nn import DraftHead, HeadOutput
+from jakiro.drafters.experts import HeadOutput
+from jakiro.drafters.nn import DraftHead
 
 
 class _PassCache:
@@ -28,7 +29,7 @@ class _PassCache:
 
 
 def rollout(
-    head: DraftHead, embeddings: Tensor, features: Tensor, passes: int, contrast: bool
+    head: DraftHead, embeddings: Tensor, features: Tensor, passes: int, contrasts: int
 ) -> list[HeadOutput]:
     """Outputs of ``passes`` passes over ``embeddings`` and true ``features`` [B, N, H].
 
@@ -40,7 +41,7 @@ def rollout(
     outputs: list[HeadOutput] = []
     for number in range(passes):
         mask = pass_mask(pairs, number, embeddings.device) if number else None
-        outputs.append(head(embeddings, features, positions, mask, cache, contrast))
+        outputs.append(head(embeddings, features, positions, mask, cache, contrasts))
         predicted = outputs[-1].next.to(features.dtype)
         features = torch.cat([features[:, :1], predicted[:, :-1]], 1)
     return outputs

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, UnknownName
 from jakiro.hub import checkpoint
 from jakiro.hub.convert.exporting import export_head
@@ -127,7 +128,8 @@ def test_what_vllm_is_told(tmp_path: Path, target: Target) -> None:
 def save(target: Target, directory: Path, **settings: Any) -> Path:
     """A random head of this package."""
     sizes = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "expert_size": 32}
-    config = HeadConfig(**{"hidden_size": 32, "vocab_size": 40} | sizes | settings)
+    fixed = find(settings["method"]).settings
+    config = HeadConfig(**{"hidden_size": 32, "vocab_size": 40, **fixed} | sizes | settings)
     checkpoint.save(DraftHead(config), directory, target.fingerprint())
     return directory
 

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import jakiro
 from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, JakiroError, PairMismatch
 from jakiro.hub import checkpoint
 from jakiro.hub.convert.importing import Imported, check_free, import_head, recognise
@@ -162,11 +163,11 @@ def test_golden_weights_give_golden_outputs(name: str, tmp_path: Path) -> None:
     ids = tensors["input_ids"][:, 1:]
     where = torch.arange(ids.shape[1])[None]
     with torch.no_grad():
-        out = head(target.embed(ids), tensors["features"], where, contrast=True)
-        logits = [target.lm_head(feature) for feature in out]
+        out = head(target.embed(ids), tensors["features"], where, contrasts=1)
+        logits = [target.lm_head(feature) for feature in (out.next, *out.ahead)]
     close = {"atol": 1e-5, "rtol": 0}
     torch.testing.assert_close(out.next, tensors["branch1"], **close)
-    torch.testing.assert_close(out.after_next, tensors["branch2"], **close)
+    torch.testing.assert_close(out.ahead[0], tensors["branch2"], **close)
     torch.testing.assert_close(logits[0], tensors["logits1"], **close)
     torch.testing.assert_close(logits[1], tensors["logits2"], **close)
 
@@ -362,7 +363,9 @@ def test_directories_that_are_none(tmp_path: Path) -> None:
 
 
 def test_a_head_of_this_package_is_told(tmp_path: Path, target: Target) -> None:
-    head = DraftHead(HeadConfig("eagle2", 32, 4, 2, 8, expert_size=48, vocab_size=40))
+    head = DraftHead(
+        HeadConfig("eagle2", 32, 4, 2, 8, expert_size=48, vocab_size=40, **find("eagle2").settings)
+    )
     checkpoint.save(head, tmp_path / "head", target.fingerprint())
     with pytest.raises(CheckpointError, match="is a checkpoint of this package already"):
         read_source(tmp_path / "head")

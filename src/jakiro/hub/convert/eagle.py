@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from jakiro.drafters.nn import HeadConfig
+from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError
 from jakiro.hub.convert.decoder_layer import check, head_config, llama_config, original_config
 from jakiro.hub.convert.layout import Layout, Settings
@@ -27,7 +28,7 @@ def _recognises(source: Source) -> bool:
 
 
 def _config(source: Source, target: Target) -> HeadConfig:
-    return head_config(source, target, _MLP, method="eagle2")
+    return head_config(source, target, _MLP, method="eagle2", **find("eagle2").settings)
 
 
 def _vllm(config: HeadConfig) -> Settings:
