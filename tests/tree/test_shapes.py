@@ -14,14 +14,27 @@ from jakiro.tree.shapes import EAGLE1_PATHS, TreePlan
         ("chain:4", TreePlan.chain(4)),
         ("dynamic:5,8,16", TreePlan("dynamic", 5, 8, 16)),
         ("static:eagle1", TreePlan.static(EAGLE1_PATHS)),
+        ("static:0,1,0.0,0.12", TreePlan.static(((0,), (1,), (0, 0), (0, 12)))),
     ],
 )
 def test_parse(text: str, plan: TreePlan) -> None:
     assert TreePlan.parse(text) == plan
+    assert TreePlan.parse(str(plan)) == plan
 
 
 @pytest.mark.parametrize(
-    "text", ["", "chain", "chain:x", "chain:0", "dynamic:1,2", "dynamic:5,0,9", "static:mine", "9"]
+    "text",
+    [
+        "",
+        "chain",
+        "chain:x",
+        "chain:0",
+        "dynamic:1,2",
+        "dynamic:5,0,9",
+        "static:mine",
+        "static:0.0",
+        "9",
+    ],
 )
 def test_parse_refuses(text: str) -> None:
     with pytest.raises(ConfigError):

@@ -87,6 +87,13 @@ ENTRIES = {
         _layer("jakiro", "one layer, two experts: sum and contrast"),
         _layer("eagle2", "one layer on the last feature, dynamic tree", **_ONE_EXPERT),
         Entry(
+            "medusa",
+            "jakiro.drafters.medusa:Medusa",
+            "heads that each guess one token ahead, static tree",
+            "head",
+            HeadPaths("jakiro.drafters.medusa:MedusaConfig", "jakiro.drafters.medusa:MedusaHeads"),
+        ),
+        Entry(
             "draft_model",
             "jakiro.drafters.draft_model:DraftModel",
             "a small language model of the same tokenizer",

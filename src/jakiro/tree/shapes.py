@@ -73,7 +73,8 @@ class TreePlan:
 
     @classmethod
     def parse(cls, text: str) -> TreePlan:
-        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET`` or ``static:eagle1``."""
+        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET``, ``static:eagle1``, or ``static:`` and
+        rank paths like ``0,1,0.0``. ``str`` of a plan gives its text."""
         kind, _, rest = text.partition(":")
         try:
             if kind == "chain":
@@ -83,11 +84,22 @@ class TreePlan:
                 return cls("dynamic", depth, width, budget)
             if (kind, rest) == ("static", "eagle1"):
                 return cls.static(EAGLE1_PATHS)
+            if kind == "static":
+                paths = (path.split(".") for path in rest.split(","))
+                return cls.static(tuple(tuple(int(rank) for rank in path) for path in paths))
         except ConfigError:
             raise
         except ValueError:
             pass
         raise ConfigError(
-            f"cannot read the tree {text!r}; write chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET "
-            "or static:eagle1, for example dynamic:5,8,16"
+            f"cannot read the tree {text!r}; write chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET, "
+            "static:eagle1 or static:RANK_PATHS, for example dynamic:5,8,16 or static:0,1,0.0"
         )
+
+    def __str__(self) -> str:
+        """The form that ``parse`` reads."""
+        if self.kind == "chain":
+            return f"chain:{self.depth}"
+        if self.kind == "dynamic":
+            return f"dynamic:{self.depth},{self.width},{self.budget}"
+        return "static:" + ",".join(".".join(map(str, path)) for path in self.paths)
