@@ -24,6 +24,15 @@ def export(
     directory: Annotated[Path, typer.Argument(help="Checkpoint directory of the head.")],
     out: Annotated[Path, typer.Option(help="New directory for the exported head.")],
     form: Annotated[Format, typer.Option("--format", help="Who is to read it.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Its target, a directory or a hub name, for context length and special tokens. "
+            "Default: those the head was imported with.",
+        ),
+    ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Write a draft head in the layout of another program.
@@ -34,7 +43,7 @@ def export(
     from jakiro.cli import session
     from jakiro.hub.convert.exporting import export_head
 
-    done = export_head(directory, out, form.value)
+    done = export_head(directory, out, form.value, target)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **asdict(done)}))
         return

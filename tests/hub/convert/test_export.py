@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
-from jakiro.errors import CheckpointError, UnknownName
+from jakiro.errors import CheckpointError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
 from jakiro.hub.convert.exporting import export_head
 from jakiro.hub.convert.importing import import_head, recognise
@@ -123,6 +124,31 @@ def test_what_vllm_is_told(tmp_path: Path, target: Target) -> None:
         "torch_dtype": "float16",
         "vocab_size": 40,
     }
+    read = AutoConfig.from_pretrained(tmp_path / "theirs")
+    assert (read.rope_parameters["rope_theta"], read.num_local_experts) == (500000.0, 2)
+
+
+def test_context_and_special_tokens_of_the_target(tmp_path: Path, target: Target) -> None:
+    head = save(target, tmp_path / "head", method="jakiro")
+    names = {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"}
+    target.model.config.save_pretrained(tmp_path / "target")
+    export_head(head, tmp_path / "with", "eagle-vllm", tmp_path / "target")
+    written = json.loads((tmp_path / "with" / "config.json").read_text())
+    assert {name: written[name] for name in names & set(written)} == {
+        "bos_token_id": 1,
+        "eos_token_id": 36,
+        "max_position_embeddings": 128,
+    }
+    export_head(head, tmp_path / "without", "eagle-vllm")
+    assert not names & set(json.loads((tmp_path / "without" / "config.json").read_text()))
+
+    with pytest.raises(CheckpointError, match="cannot read the config of the target 'no/such"):
+        export_head(head, tmp_path / "out", "eagle-vllm", "no/such/model")
+    strange = type(target.model.config)(**target.model.config.to_dict() | {"hidden_size": 64})
+    strange.save_pretrained(tmp_path / "strange")
+    with pytest.raises(PairMismatch, match="hidden_size is 32 there and 64 in this target"):
+        export_head(head, tmp_path / "out", "eagle-vllm", tmp_path / "strange")
+    assert not (tmp_path / "out").exists()
 
 
 def save(target: Target, directory: Path, **settings: Any) -> Path:
@@ -138,6 +164,17 @@ def save(target: Target, directory: Path, **settings: Any) -> Path:
     ("settings", "form", "message"),
     [
         ({"method": "jakiro", "expert_size": 48}, "original", "expert_size 48, only with 32"),
+        ({"method": "jakiro", "branches": "decoupled"}, "original", "branches 'decoupled', only"),
+        (
+            {"method": "jakiro", "contrast_levels": 2},
+            "eagle-vllm",
+            "contrast_levels 2, only with 1",
+        ),
+        (
+            {"method": "eagle2", "draft_vocab_size": 9},
+            "original",
+            "draft_vocab_size 9, only with N",
+        ),
         ({"method": "eagle2", "head_dim": 16}, "original", "head_dim 16, only with 8"),
         ({"method": "eagle2"}, "eagle-vllm", "vLLM's EAGLE model has no head with fc_bias True"),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jakiro.drafters import registry
 from jakiro.drafters.nn import HeadConfig
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch
 from jakiro.hub.convert.source import Source
@@ -40,9 +41,11 @@ def num_experts(source: Source) -> int:
     )
 
 
-def head_config(source: Source, target: Target, expert: str, **special: Any) -> HeadConfig:
-    """The config of a head whose ``expert`` is the name of a matrix with one row per inner unit.
-    ``special``: what the layout adds or overrides.
+def head_config(
+    source: Source, target: Target, method: str, expert: str, **special: Any
+) -> HeadConfig:
+    """The config of a head of ``method``, where ``expert`` is the name of a matrix with one row per
+    inner unit. ``special``: what the layout overrides.
 
     Raises ``PairMismatch`` if the head belongs to another target, ``CheckpointError`` if tensors
     and config contradict each other or the head has what no head of ours has.
@@ -56,6 +59,7 @@ def head_config(source: Source, target: Target, expert: str, **special: Any) -> 
     _check_target(source, target, hidden)
     _check_settings(source)
     settings = {
+        "method": method,
         "hidden_size": hidden,
         "expert_size": source.matrix(expert)[0],
         "vocab_size": target.vocab_size,
@@ -63,6 +67,7 @@ def head_config(source: Source, target: Target, expert: str, **special: Any) -> 
         "rms_norm_eps": float(source.config.get("rms_norm_eps") or 1e-6),
         "fc_bias": "fc.bias" in source.tensors,
         **_attention(source, target),
+        **registry.find(method).settings,
         **special,
     }
     try:

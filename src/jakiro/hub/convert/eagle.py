@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from jakiro.drafters.nn import HeadConfig
-from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError
 from jakiro.hub.convert.decoder_layer import check, head_config, llama_config, original_config
 from jakiro.hub.convert.layout import Layout, Settings
@@ -16,6 +15,8 @@ from jakiro.hub.convert.source import Source
 from jakiro.target.target import Target
 
 _MLP = "layers.0.mlp.gate_proj.weight"
+_RELEASED = {"num_experts": 1, "activation": "swiglu", "draft_vocab_size": None}
+"""The one form of such a head that others know."""
 
 
 def _recognises(source: Source) -> bool:
@@ -28,13 +29,18 @@ def _recognises(source: Source) -> bool:
 
 
 def _config(source: Source, target: Target) -> HeadConfig:
-    return head_config(source, target, _MLP, method="eagle2", **find("eagle2").settings)
+    return head_config(source, target, "eagle2", _MLP)
+
+
+def _original(config: HeadConfig) -> Settings:
+    check(asdict(config), _RELEASED, "the original code")
+    return original_config(config)
 
 
 def _vllm(config: HeadConfig) -> Settings:
-    check(asdict(config), {"fc_bias": False}, "vLLM's EAGLE model")
+    check(asdict(config), _RELEASED | {"fc_bias": False}, "vLLM's EAGLE model")
     return llama_config(config) | {"head_dim": config.head_dim}
 
 
-_FORMATS = {"original": original_config, "eagle-vllm": _vllm}
+_FORMATS = {"original": _original, "eagle-vllm": _vllm}
 LAYOUT = Layout("EAGLE", "eagle2", _recognises, _config, _FORMATS)

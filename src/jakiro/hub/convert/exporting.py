@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
+from transformers import AutoConfig
 
 from jakiro.errors import CheckpointError, UnknownName
 from jakiro.hub import checkpoint
@@ -23,7 +26,7 @@ FORMATS = ("original", "eagle-vllm")
 loads, with a model class for Jakiro registered as ``EagleJakiroLlamaForCausalLM``."""
 
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
-"""What of an imported ``config.json`` is handed on; the rest follows from the head."""
+"""What the ``config.json`` has from the target; the rest follows from the head."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,26 @@ class Exported:
     files: tuple[str, ...]
 
 
-def export_head(directory: Path, out: Path, form: str) -> Exported:
+def export_head(
+    directory: Path, out: Path, form: str, target: str | Path | None = None
+) -> Exported:
     """Write the head in ``directory`` to ``out`` in the format ``form``, tensors bit by bit in the
-    type they are stored in.
+    type they are stored in. Context length and special tokens, which no head has, are those of
+    ``target`` (a directory or a hub name, of which only the config is read), else those of the
+    ``config.json`` the head was imported with.
 
-    Raises ``CheckpointError``: the head is missing or damaged, the format cannot hold it, ``out``
-    is taken or cannot be written; ``UnknownName``: there is no such format.
+    Raises:
+        CheckpointError: the head is missing or damaged, the format cannot hold it, ``target`` has
+            no config, ``out`` is taken or cannot be written.
+        PairMismatch: the head was made for another target.
+        UnknownName: there is no such format.
     """
     check_free(out)
     config = checkpoint.load(directory).config  # checks sizes, names and digest
     tensors = load_file(directory / checkpoint.WEIGHTS_FILE)
     layout = _layout(config.method, form)
     dtype = str(widest(tensors)).removeprefix("torch.")
-    imported = checkpoint.read_config(directory).get("notes", {}).get("original_config", {})
-    kept = {name: imported[name] for name in _KEPT if name in imported}
-    settings = kept | layout.formats[form](config) | {"torch_dtype": dtype}
+    settings = _handed_on(directory, target) | layout.formats[form](config) | {"torch_dtype": dtype}
     text = json.dumps(settings, indent=2) + "\n"
     weights = layout.original_file if form == "original" else checkpoint.WEIGHTS_FILE
     renamed = {layout.theirs(name): tensor for name, tensor in tensors.items()}
@@ -61,6 +69,26 @@ def export_head(directory: Path, out: Path, form: str) -> Exported:
         }
     )
     return Exported(config.method, form, dtype, (weights, checkpoint.CONFIG_FILE))
+
+
+def _handed_on(directory: Path, target: str | Path | None) -> dict[str, Any]:
+    """The entries of ``_KEPT`` that are known."""
+    known = checkpoint.read_config(directory)
+    source: Mapping[str, Any] = known.get("notes", {}).get("original_config", {})
+    if target is not None:
+        try:
+            source = AutoConfig.from_pretrained(target).get_text_config().to_dict()
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"cannot read the config of the target {str(target)!r}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        stored, actual = (
+            {name: each.get(name) for name in ("model_type", "hidden_size")}
+            for each in (known["target"], source)
+        )
+        checkpoint.check_target(directory, stored, actual)
+    return {name: source[name] for name in _KEPT if source.get(name) is not None}
 
 
 def _layout(method: str, form: str) -> Layout:

@@ -24,6 +24,16 @@ from jakiro.hub.convert.source import Source
 from jakiro.target.target import Target
 
 _EXPERT = "layers.0.mlp_moe.experts.0.gate_proj.weight"
+_RELEASED = {
+    "num_experts": 2,
+    "active_experts": 2,
+    "contrast_levels": 1,
+    "contrast_strength": 1.0,
+    "activation": "swiglu",
+    "branches": "sum",
+    "draft_vocab_size": None,
+}
+"""The one form of such a head that others know."""
 
 
 def _recognises(source: Source) -> bool:
@@ -38,15 +48,16 @@ def _config(source: Source, target: Target) -> HeadConfig:
             "Jakiro head has 2 experts and 2 + 2 rows, and for other numbers the released code "
             "itself does not say which row weighs which expert"
         )
-    return head_config(source, target, _EXPERT, method="jakiro")
+    return head_config(source, target, "jakiro", _EXPERT)
 
 
 def _original(config: HeadConfig) -> Settings:
-    check(asdict(config), {"expert_size": config.hidden_size}, "the released Jakiro code")
+    check(asdict(config), _RELEASED | {"expert_size": config.hidden_size}, "the released code")
     return original_config(config) | {"num_local_experts": 2, "num_experts_per_tok": 2}
 
 
 def _vllm(config: HeadConfig) -> Settings:
+    check(asdict(config), _RELEASED, "the Jakiro model for vLLM")
     return llama_config(config) | {
         "architectures": ["EagleJakiroLlamaForCausalLM"],
         "head_dim": config.head_dim,
