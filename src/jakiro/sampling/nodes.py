@@ -93,6 +93,13 @@ class Nodes:
             probs[settings.filtered] = flat.view_as(warped).softmax(-1)
         return probs
 
+    def law(self) -> Tensor:
+        """[b, N, V]: ``probs``, but the softmax of the logits for greedy rows."""
+        law, greedy = self.probs(), self.settings.greedy
+        if greedy is not None:
+            law[greedy] = self.logits[greedy].softmax(-1)
+        return law
+
     def scores(self) -> Tensor:
         """[b, N, V] float32: log softmax of (logits + T G) within what the filters keep."""
         settings, temperature = self.settings, self.settings.temperature

@@ -11,6 +11,8 @@ half no longer fits, and the largest uniform rounds to 1: infinite noise.)
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,21 @@ def position_keys(keys: Tensor, positions: Tensor) -> Tensor:
     return _advance(keys, positions)
 
 
+class Purpose(IntEnum):
+    """What else a request draws, besides the noise of its choices."""
+
+    DRAFT = 1
+    """Which tokens a sampled draft proposes."""
+    ACCEPT = 2
+    """The coins of a rule that accepts with a probability."""
+
+
+def purpose_keys(keys: Tensor, purpose: Purpose) -> Tensor:
+    """Keys of independent streams of the same requests, from the requests' own ``keys``."""
+    # Positions are counted from 0, so no position key is one of these.
+    return _advance(keys, torch.full_like(keys, -int(purpose)))
+
+
 def noise_keys(seeds: Tensor, choice_indices: Tensor, positions: Tensor) -> Tensor:
     """Keys of (seed, choice index, absolute position of the chosen token), all int64."""
     return position_keys(request_keys(seeds, choice_indices), positions)
@@ -68,8 +85,12 @@ def noise_bits(keys: Tensor, tokens: Tensor) -> Tensor:
 def gumbel(keys: Tensor, tokens: Tensor | int) -> Tensor:
     """Standard Gumbel noise [..., K] (float64) for position keys [...] and token ids [..., K]
     (or ``tokens`` = V for all of a vocabulary)."""
+    return uniform(keys, tokens).log_().neg_().log_().neg_()
+
+
+def uniform(keys: Tensor, tokens: Tensor | int) -> Tensor:
+    """What ``gumbel`` is made of: uniform numbers between 0 and 1, both excluded (float64)."""
     if isinstance(tokens, int):
         tokens = torch.arange(tokens, device=keys.device)
-    uniform = _shift(noise_bits(keys, tokens), 64 - _BITS).to(torch.float64)
-    uniform.add_(0.5).mul_(2.0**-_BITS)
-    return uniform.log_().neg_().log_().neg_()
+    bits = _shift(noise_bits(keys, tokens), 64 - _BITS).to(torch.float64)
+    return bits.add_(0.5).mul_(2.0**-_BITS)

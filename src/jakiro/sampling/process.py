@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jakiro.errors import ConfigError
+from jakiro.sampling.draws import DraftDraws, RuleDraws
 from jakiro.sampling.nodes import LevelNoise, Nodes
 from jakiro.sampling.noise import request_keys
 from jakiro.sampling.params import SamplingParams
@@ -36,6 +37,8 @@ class NodeView:
     their choices mean nothing."""
     distribution: Callable[[], Tensor]
     """Computes ``probs``."""
+    draws: RuleDraws
+    """For rules that draw."""
 
     @cached_property
     def probs(self) -> Tensor:
@@ -130,7 +133,8 @@ class Sampler:
             best, choice = processed.max(-1)
         else:
             best, choice = processed.amax(-1), nodes.choice()
-        return NodeView(choice, ~best.isfinite(), nodes.probs)
+        draws = RuleDraws(nodes.keys, nodes.lengths)
+        return NodeView(choice, ~best.isfinite(), nodes.probs, draws)
 
     def scores(self, logits: Tensor, depth: int) -> Tensor:
         """Log scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits
@@ -139,11 +143,20 @@ class Sampler:
         A drafter whose logits are the target's scores the target's own choice best. Penalties and
         extra processors, which depend on the path, are left out.
         """
+        return self._draft_nodes(logits, depth).scores()
+
+    def sampled_drafts(self) -> DraftDraws:
+        """What one draft is told instead of ``scores`` where its nodes are to be drawn."""
+        return DraftDraws(self._draft_nodes)
+
+    def _draft_nodes(self, logits: Tensor, depth: int) -> Nodes:
+        """Draft logits [B, K, V] of children at ``depth``, processed as far as their text is not
+        needed."""
         everyone = slice(None)
         levels = torch.full(logits.shape[:2], depth - 1, device=self._device)
         processed = self._biased(_widened(logits), self._settings)
         processed = self._unstopped(processed, levels, everyone, self._settings)
-        return self._nodes(processed, levels, everyone, self._settings, depth - 1).scores()
+        return self._nodes(processed, levels, everyone, self._settings, depth - 1)
 
     def _process(self, tree: TokenTree, logits: Tensor, part: slice, settings: Settings) -> Tensor:
         """All stages before the temperature; ``logits`` itself where there are none."""

@@ -26,8 +26,10 @@ class TokenTree:
     """[B, N] bool; the root is always valid."""
     scores: Tensor | None = None
     """[B, N] float32: summed log score of the path, for policies and statistics."""
-    draft_probs: Tensor | None = None
-    """[B, N] probability each token was *drawn* with; None: a deterministic candidate list."""
+    laws: Tensor | None = None
+    """[B, M, V]: the law that the children of the m-th node with children (by index) were drawn
+    from, one after the other in order of their indices and without replacement. None: no node was
+    drawn, the tree is a list of candidates."""
 
     @classmethod
     def root_only(cls, roots: Tensor) -> TokenTree:
@@ -61,6 +63,18 @@ class TokenTree:
     def depth(self) -> Tensor:
         """[B, N] int64: edges between the root and each node."""
         return self.ancestors.sum(-1) - 1
+
+    @cached_property
+    def has_children(self) -> Tensor:
+        """[B, N] bool: the root, and every node that is a parent; padding counts."""
+        parents = self.parents.clamp_min(0)
+        return torch.zeros_like(self.valid).scatter(1, parents, torch.ones_like(self.valid))
+
+    @cached_property
+    def law_index(self) -> Tensor:
+        """[B, N] int64: which of ``laws`` the children of a node were drawn from; means nothing at
+        a leaf."""
+        return self.has_children.cumsum(-1) - 1
 
     def check(self) -> None:
         """Raise ``AssertionError`` if an invariant is broken. For tests and debugging."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +32,16 @@ class Verdict:
     @cached_property
     def bonuses(self) -> list[int]:
         return self.bonus.tolist()
+
+
+def accepted_path(accepted: Tensor) -> tuple[Tensor, Tensor]:
+    """``path`` and ``num_accepted`` of a verdict, from the nodes it keeps.
+
+    ``accepted`` [B, N] bool marks the nodes of one path per row, root included. Parents precede
+    children, so sorted by index they are sorted by depth.
+    """
+    num_accepted = accepted.sum(-1) - 1
+    order = torch.sort(accepted, dim=-1, descending=True, stable=True).indices
+    steps = torch.arange(accepted.shape[1], device=order.device)
+    # The padding repeats the last of them.
+    return order.gather(1, torch.minimum(steps, num_accepted[:, None])), num_accepted

@@ -6,7 +6,7 @@ import torch
 
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict
+from jakiro.tree.verdict import Verdict, accepted_path
 
 
 def match(tree: TokenTree, nodes: NodeView) -> Verdict:
@@ -22,11 +22,7 @@ def match(tree: TokenTree, nodes: NodeView) -> Verdict:
     agrees = tree.valid & (tree.tokens == nodes.choice.gather(1, parents))
     agrees[:, 0] = True
     accepted = (agrees[:, None, :] | ~tree.ancestors).all(-1)
-    num_accepted = accepted.sum(-1) - 1
-    # Siblings are distinct, so the accepted nodes are one path, and parents precede children:
-    # sorted by index they are sorted by depth. The padding repeats the last of them.
-    order = torch.sort(accepted, dim=-1, descending=True, stable=True).indices
-    steps = torch.arange(tree.num_nodes, device=order.device)
-    path = order.gather(1, torch.minimum(steps, num_accepted[:, None]))
+    # Siblings are distinct, so the accepted nodes are one path.
+    path, num_accepted = accepted_path(accepted)
     bonus = nodes.choice.gather(1, path[:, -1:])[:, 0]
     return Verdict(path, num_accepted, bonus)
