@@ -33,12 +33,14 @@ class Head(nn.Module):
 
 
 class DraftNoise(Protocol):
-    """The randomness the target will choose with, as a drafter may use it."""
+    """The randomness of a draft: that the target will choose with, or one of its own, under which
+    the best children of a node are drawn from its law without replacement (``can_sample``)."""
 
     def scores(self, logits: Tensor, depth: int) -> Tensor:
         """Log scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits
         [B, K, V]: ``log softmax(logits + T G_t)`` within what the row's top-k, top-p and min-p
-        keep (``-inf`` outside); ``log softmax(logits)`` for greedy rows."""
+        keep (``-inf`` outside); ``log softmax(logits)`` for greedy rows. Or, to draw: the log law
+        within the same filters, plus the draft's own noise. Called once per level of a tree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,9 @@ class Drafter(ABC):
     needs: FeatureSpec = NO_FEATURES
     plan: TreePlan = TreePlan()
     """The tree it grows unless the user asks for another."""
+    can_sample: bool = False
+    """Whether all its nodes are chosen by ``grow`` from ``request.noise.scores``, one score per
+    token and frontier node: then rules that need a draft drawn from a law can be used."""
     module_ms: float = 0.0
     """Wall time spent inside the drafter's own network, for the engine's statistics."""
 

@@ -42,6 +42,7 @@ class FeatureDrafter(Drafter):
     per further level; with a contrastive branch the last level costs none."""
 
     needs = LAST_FEATURE
+    can_sample = True
     plan = TreePlan("dynamic", depth=6, width=10, budget=59)
     """The published setting, for targets of billions of parameters on a GPU."""
 

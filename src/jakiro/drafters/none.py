@@ -14,6 +14,8 @@ class NoDrafter(Drafter):
     """Proposes nothing."""
 
     name = "none"
+    can_sample = True
+    """It has no node that was not drawn."""
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         """Nothing to remember."""

@@ -19,12 +19,20 @@ from jakiro.tree.verdict import Verdict
 class Batch:
     """Requests in flight with their cache and sampling state; row i is the same everywhere."""
 
-    def __init__(self, target: Target, plan: TreePlan, noise: DraftNoise | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        plan: TreePlan,
+        noise: DraftNoise | None = None,
+        *,
+        is_sampled: bool = False,
+    ) -> None:
         self.cache = target.new_cache()
         self.sampler = Sampler(target.vocab_size, target.device)
         self.rows: list[Request] = []
         self._plan = plan
         self._noise = noise or self.sampler
+        self._draws = self.sampler.sampled_drafts() if is_sampled else None
         self._device = target.device
 
     def admit(self, request: Request, target: Target, drafter: Drafter) -> None:
@@ -67,7 +75,12 @@ class Batch:
         useful node is one less than the tokens still wanted."""
         roots = torch.tensor([row.token_ids[-1] for row in self.rows], device=self._device)
         caps = [row.num_left - 1 for row in self.rows]
-        return DraftRequest(roots, self.cache.lengths, caps, self._plan, self._noise)
+        noise = self._noise if self._draws is None else self._draws
+        return DraftRequest(roots, self.cache.lengths, caps, self._plan, noise)
+
+    def sealed(self, tree: TokenTree) -> TokenTree:
+        """The draft of ``request`` as the rule needs it: with its laws where it was drawn."""
+        return tree if self._draws is None else self._draws.seal(tree)
 
     def emit(self, tree: TokenTree, nodes: NodeView, verdict: Verdict, out: TargetOutput) -> None:
         """Hand every row its accepted tokens and its bonus."""

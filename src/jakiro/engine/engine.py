@@ -77,11 +77,17 @@ class Engine:
         self.plan = plan or drafter.plan
         if target.route == "chain":
             self.plan = TreePlan.chain(self.plan.depth)
+        rule.check(self.plan, drafter.name, drafter.can_sample)
+        if rule.is_sampled and noise is not None:
+            raise ConfigError(
+                f"the rule {rule.name} draws its drafts from a noise of their own; leave "
+                "noise_aware as it is"
+            )
         self.tokenizer = tokenizer
         self.stats = Stats()
         self._eos_ids = frozenset(eos_ids)
         self._max_batch_size = max_batch_size
-        self._batch = Batch(target, self.plan, noise)
+        self._batch = Batch(target, self.plan, noise, is_sampled=rule.is_sampled)
         self._waiting: deque[Request] = deque()
 
     # -- whole answers ------------------------------------------------------------------------

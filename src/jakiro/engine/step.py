@@ -14,7 +14,7 @@ from jakiro.verify import RuleFunction
 def step(batch: Batch, target: Target, drafter: Drafter, rule: RuleFunction, total: Stats) -> None:
     """Every row of ``batch`` emits at least one token, or fails."""
     began, module_ms = time.perf_counter(), drafter.module_ms
-    tree = drafter.draft(batch.request())
+    tree = batch.sealed(drafter.draft(batch.request()))
     drafted = time.perf_counter()
     out = target.verify(tree, batch.cache, drafter.needs)
     verified = time.perf_counter()

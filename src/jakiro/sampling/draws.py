@@ -26,7 +26,7 @@ class DraftDraws:
     successive draws from ``law`` without replacement. Here ``law`` is the processed draft law of
     each frontier node (bias, ``min_new_tokens``, temperature and filters as the target has them),
     and the noise is that of the node's level and column. Greedy rows get their candidates without
-    noise. One object serves one draft, as the ``DraftNoise`` of its drafter.
+    noise. This is the ``DraftNoise`` of a drafter; every draft ends with ``seal``.
     """
 
     def __init__(self, process: Callable[[Tensor, int], Nodes]) -> None:
@@ -41,7 +41,9 @@ class DraftDraws:
         if not isinstance(greedy, slice):
             keys = position_keys(purpose_keys(nodes.keys, Purpose.DRAFT), nodes.lengths)
             columns = torch.arange(law.shape[1], device=law.device)
-            keys = position_keys(position_keys(keys, torch.full_like(keys, depth))[:, None], columns)
+            keys = position_keys(
+                position_keys(keys, torch.full_like(keys, depth))[:, None], columns
+            )
             noise = gumbel(keys, law.shape[-1])
             if greedy is not None:
                 noise[greedy] = 0
@@ -54,15 +56,17 @@ class DraftDraws:
         Raises:
             ConfigError: nodes were chosen otherwise than by the scores given out here.
         """
+        found, self._laws = self._laws, {}
         if tree.num_nodes == 1:
             return tree
         inner = tree.depth[0, tree.has_children[0]]
         laws = [
-            self._laws[depth].expand(-1, count, -1)
+            found[depth].expand(-1, count, -1)
             for depth, count in enumerate(torch.bincount(inner).tolist(), start=1)
-            if depth in self._laws and self._laws[depth].shape[1] in (1, count)
+            if depth in found and found[depth].shape[1] in (1, count)
         ]
-        if sum(law.shape[1] for law in laws) != len(inner) or (tree.parents != tree.parents[:1]).any():
+        is_shaped = torch.equal(tree.parents, tree.parents[:1].expand_as(tree.parents))
+        if not is_shaped or sum(law.shape[1] for law in laws) != len(inner):
             raise ConfigError(
                 "this draft is no sample: its nodes were not all chosen by the scores of the "
                 "request's noise, or its shape depends on them; use the rule match, or another "
