@@ -22,6 +22,7 @@ class TargetDrafter(Drafter):
     """The target as its own draft model: the whole text again for every node, no cache."""
 
     name = "target"
+    can_sample = True
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -58,6 +59,32 @@ class TargetDrafter(Drafter):
         """[B, K, V] of the last token of each text; the texts of a row are equally long."""
         each = [self._target.model(torch.tensor(texts)).logits[:, -1] for texts in paths]
         return torch.stack(each)
+
+
+class Table(Drafter):
+    """Guesses by the last token alone: ``logits`` [V, V] of what follows each."""
+
+    name = "table"
+    can_sample = True
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        """A table remembers nothing."""
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        def expand(frontier: Frontier) -> Tensor:
+            return request.noise.scores(self._logits[frontier.tokens], frontier.depth + 1)
+
+        first = request.noise.scores(self._logits[request.roots[:, None]], 1)[:, 0]
+        return grow(request.plan, request.roots, first, expand, request.depth_caps)
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        """Nor does it learn."""
+
+    def keep(self, rows: list[int]) -> None:
+        """It has no rows."""
 
 
 class Scripted(Drafter):

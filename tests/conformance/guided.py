@@ -31,6 +31,7 @@ class Guided(Drafter):
         self.name = f"guided {inner.name}"
         self.needs = inner.needs
         self.plan = inner.plan
+        self.can_sample = inner.can_sample
         self.trees: list[TokenTree] = []
         self._texts = [list(text) for text in texts]
         self._rows: list[list[int]] = []

@@ -72,7 +72,7 @@ def raw_bonus(patch: pytest.MonkeyPatch) -> None:
         noise = gumbel(position_keys(self._keys[part, None], where), logits.shape[-1])
         is_inner = torch.zeros_like(tree.valid).scatter(1, tree.parents.clamp_min(0), tree.valid)
         choice = torch.where(is_inner, found.choice, (logits + noise).argmax(-1))
-        return NodeView(choice, found.failed, found.distribution)
+        return NodeView(choice, found.failed, found.distribution, found.draws)
 
     patch.setattr(Sampler, "view", view)
 

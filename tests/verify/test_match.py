@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from jakiro.sampling.draws import RuleDraws
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import NodeView, Sampler
 from jakiro.tree.token_tree import TokenTree
@@ -36,7 +37,9 @@ UNPROCESSED: dict[str, Any] = {"temperature": 1.0}
 
 
 def view_of(choice: Tensor) -> NodeView:
-    return NodeView(choice, torch.zeros(len(choice), dtype=torch.bool), lambda: choice)
+    words = torch.zeros(len(choice), dtype=torch.int64)
+    failed = torch.zeros_like(choice, dtype=torch.bool)
+    return NodeView(choice, failed, lambda: choice, RuleDraws(words, words))
 
 
 @st.composite
