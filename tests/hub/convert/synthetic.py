@@ -59,12 +59,30 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "float16",
     "vocab_size": VOCABULARY,
 }
+MEDUSA: Shapes = {
+    "0.0.linear.weight": (HIDDEN, HIDDEN),
+    "0.0.linear.bias": (HIDDEN,),
+    "0.1.weight": (VOCABULARY, HIDDEN),
+    "1.0.linear.weight": (HIDDEN, HIDDEN),
+    "1.0.linear.bias": (HIDDEN,),
+    "1.1.weight": (VOCABULARY, HIDDEN),
+    "2.0.linear.weight": (HIDDEN, HIDDEN),
+    "2.0.linear.bias": (HIDDEN,),
+    "2.1.weight": (VOCABULARY, HIDDEN),
+}
+MEDUSA_CONFIG = {
+    "base_model_name_or_path": "lmsys/vicuna-7b-v1.3",
+    "medusa_num_heads": 2,
+    "medusa_num_layers": 1,
+}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
 SOURCES: dict[str, tuple[Shapes, dict[str, Any]]] = {
     "jakiro": (JAKIRO, CONFIG | EXPERTS),
     "eagle2": (EAGLE, CONFIG),
+    "medusa": (MEDUSA, MEDUSA_CONFIG),
 }
-"""By our name of the method: shapes and ``config.json``."""
+"""By our name of the method: shapes and ``config.json`` (that of Medusa counts one head less than
+there are, as published)."""
 
 
 def random_tensors(shapes: Shapes, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from jakiro.drafters.medusa import MedusaConfig, MedusaHeads
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, PairMismatch, UnknownName
@@ -25,6 +26,7 @@ from jakiro.target.target import Target
 from tests.hub.convert import synthetic
 from tests.train.support import tiny_target
 
+PICKLES = ["pytorch_model.bin", "medusa_lm_head.pt"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -42,7 +44,8 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     """What the program at the other end loads."""
     if (directory / "model.safetensors").exists():
         return load_file(directory / "model.safetensors")
-    loaded: dict[str, Tensor] = torch.load(directory / "pytorch_model.bin", weights_only=True)
+    (file,) = (directory / name for name in PICKLES if (directory / name).exists())
+    loaded: dict[str, Tensor] = torch.load(file, weights_only=True)
     return loaded
 
 
@@ -62,8 +65,14 @@ def source_of(method: str, form: str) -> tuple[synthetic.Shapes, dict[str, Any]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", ["original", "eagle-vllm"])
-@pytest.mark.parametrize("method", synthetic.SOURCES)
+@pytest.mark.parametrize(
+    ("method", "form"),
+    [
+        *((method, "original") for method in synthetic.SOURCES),
+        ("jakiro", "eagle-vllm"),
+        ("eagle2", "eagle-vllm"),
+    ],
+)
 def test_round_trips_change_nothing(
     method: str, form: str, dtype: torch.dtype, tmp_path: Path, target: Target
 ) -> None:
@@ -92,8 +101,12 @@ def test_the_original_config_comes_back(method: str, tmp_path: Path, target: Tar
     if method == "jakiro":
         assert written.pop("intermediate_size") == 32, "which the released code ignores"
         config = {name: value for name, value in config.items() if name != "intermediate_size"}
+    if method == "medusa":
+        assert written["medusa_num_heads"] == 3, "which the published config miscounts"
+        config = config | {"medusa_num_heads": 3}
+    else:
+        assert written["bias"] is True
     assert config.items() <= written.items()
-    assert written.pop("bias") is True
 
 
 def test_what_vllm_is_told(tmp_path: Path, target: Target) -> None:
@@ -139,6 +152,11 @@ def test_context_and_special_tokens_of_the_target(tmp_path: Path, target: Target
         "eos_token_id": 36,
         "max_position_embeddings": 128,
     }
+    medusa = MedusaHeads(MedusaConfig("medusa", 32, 40))
+    checkpoint.save(medusa, tmp_path / "medusa", target.fingerprint())
+    export_head(tmp_path / "medusa", tmp_path / "heads", "original", tmp_path / "target")
+    written = json.loads((tmp_path / "heads" / "config.json").read_text())
+    assert written["base_model_name_or_path"] == str(tmp_path / "target")
     export_head(head, tmp_path / "without", "eagle-vllm")
     assert not names & set(json.loads((tmp_path / "without" / "config.json").read_text()))
 
@@ -186,6 +204,12 @@ def test_what_a_format_cannot_hold_is_named(
     with pytest.raises(CheckpointError, match=message):
         export_head(head, tmp_path / "out", form)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_format_without_the_method_is_named(tmp_path: Path, target: Target) -> None:
+    checkpoint.save(MedusaHeads(MedusaConfig("medusa", 32, 40)), tmp_path / "head", {})
+    with pytest.raises(CheckpointError, match="holds heads of eagle2, jakiro, but none of 'medu"):
+        export_head(tmp_path / "head", tmp_path / "out", "eagle-vllm")
 
 
 def test_wrong_places_and_formats(tmp_path: Path, target: Target) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import jakiro
+from jakiro.drafters.medusa import MedusaConfig
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, JakiroError, PairMismatch
@@ -48,7 +49,7 @@ def published(method: str, dtype: torch.dtype = torch.float16) -> tuple[dict[str
 # -- what comes over -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", WEIGHTS_FILES[:4])
+@pytest.mark.parametrize("layout", WEIGHTS_FILES)
 @pytest.mark.parametrize("method", synthetic.SOURCES)
 def test_tensors_keep_every_bit(method: str, layout: str, tmp_path: Path, target: Target) -> None:
     tensors, config = published(method)
@@ -63,7 +64,7 @@ def test_tensors_keep_every_bit(method: str, layout: str, tmp_path: Path, target
         assert torch.equal(stored[name], tensor), name
 
 
-@pytest.mark.parametrize("method", synthetic.SOURCES)
+@pytest.mark.parametrize("method", ["jakiro", "eagle2"])
 def test_settings_come_from_tensors_and_config(method: str, tmp_path: Path, target: Target) -> None:
     tensors, config = published(method)
     synthetic.write(tmp_path / "in", tensors, config)
@@ -83,6 +84,76 @@ def test_settings_come_from_tensors_and_config(method: str, tmp_path: Path, targ
         "fc_bias": True,
     }
     assert {name: found[name] for name in expected} == expected
+
+
+def test_views_of_one_storage_become_tensors_of_their_own(tmp_path: Path, target: Target) -> None:
+    tensors, config = published("eagle2")
+    both = torch.nn.Parameter(torch.randn(48, 64)).half()
+    names = [f"layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
+    views = dict(zip(names, (both[:, :32], both[:, ::2], both[:, 32:].T), strict=True))
+    synthetic.write(tmp_path / "in", tensors | views, config)
+    convert(tmp_path / "in", target)
+    stored = load_file(tmp_path / "out" / checkpoint.WEIGHTS_FILE)
+    for name, view in views.items():
+        assert torch.equal(stored[name], view), name
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("own_head", [True, False])
+def test_heads_and_blocks_are_counted(
+    own_head: bool, blocks: int, tmp_path: Path, target: Target
+) -> None:
+    """And give what the published module computes."""
+    shapes: synthetic.Shapes = {}
+    for head in range(3):
+        for block in range(blocks):
+            shapes[f"{head}.{block}.linear.weight"] = (32, 32)
+            shapes[f"{head}.{block}.linear.bias"] = (32,)
+        if own_head:
+            shapes[f"{head}.{blocks}.weight"] = (40, 32)
+    tensors = synthetic.random_tensors(shapes, torch.float32)
+    config = synthetic.MEDUSA_CONFIG
+    synthetic.write(tmp_path / "in", tensors, config, "medusa_lm_head.pt")
+    assert convert(tmp_path / "in", target).left_out == ()
+    heads = checkpoint.load(tmp_path / "out", target.fingerprint())
+    assert heads.config == MedusaConfig("medusa", 32, 40, 3, blocks, own_head)
+
+    features = torch.randn(2, 32)
+    last = target.model.get_output_embeddings().weight
+    with torch.no_grad():
+        found = heads(features, target.lm_head)
+        for head in range(3):
+            states = features
+            for block in range(blocks):
+                part = f"{head}.{block}.linear"
+                inner = states @ tensors[f"{part}.weight"].T + tensors[f"{part}.bias"]
+                states = states + inner * inner.sigmoid()
+            matrix = tensors[f"{head}.{blocks}.weight"] if own_head else last
+            torch.testing.assert_close(found[:, head], states @ matrix.T)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("1.1.weight", None, "lacks tensors: 1.1.weight"),
+        ("2.0.linear.bias", None, "lacks tensors: 2.0.linear.bias"),
+        ("lm_head.weight", (40, 32), "unexpected tensors: lm_head.weight"),
+        ("medusa_head.0.0.linear.weight", (32, 32), "inside a whole model"),
+        ("0.1.weight", (41, 32), r"another target: .* \(32, 41\), but this target has \(32, 40\)"),
+        ("0.0.linear.weight", (16, 16), r"another target: .* \(16, 40\)"),
+    ],
+)
+def test_heads_that_do_not_fit_are_named(
+    name: str, shape: tuple[int, ...] | None, message: str, tmp_path: Path, target: Target
+) -> None:
+    tensors, config = published("medusa")
+    tensors.pop(name, None)
+    if shape is not None:
+        tensors[name] = torch.ones(shape)
+    synthetic.write(tmp_path / "in", tensors, config, "medusa_lm_head.pt")
+    with pytest.raises((CheckpointError, PairMismatch), match=message):
+        convert(tmp_path / "in", target)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -23,14 +23,10 @@ GATE = "layers.0.mlp_moe.gate.weight"
 TIED = {"embed_tokens.weight": "embedding", "lm_head.weight": "LM head"}
 """Tensors of the target that some checkpoints repeat. They are compared and left out."""
 
-_LEFT_OUT = (*TIED, "layers.0.self_attn.rotary_emb.inv_freq")
+LEFT_OUT = (*TIED, "layers.0.self_attn.rotary_emb.inv_freq")
+"""Tensors without a place in a head: copies of the target's, and a constant."""
 _SIMILAR = 0.02
 """Largest relative distance of two copies of one matrix in different half precisions."""
-
-
-def is_left_out(name: str) -> bool:
-    """Whether a tensor of that name is a copy of one of the target's, or a constant."""
-    return name in _LEFT_OUT
 
 
 def num_experts(source: Source) -> int:

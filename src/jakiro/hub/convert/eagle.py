@@ -9,7 +9,13 @@ from dataclasses import asdict
 
 from jakiro.drafters.nn import HeadConfig
 from jakiro.errors import CheckpointError
-from jakiro.hub.convert.decoder_layer import check, head_config, llama_config, original_config
+from jakiro.hub.convert.decoder_layer import (
+    LEFT_OUT,
+    check,
+    head_config,
+    llama_config,
+    original_config,
+)
 from jakiro.hub.convert.layout import Layout, Settings
 from jakiro.hub.convert.source import Source
 from jakiro.target.target import Target
@@ -43,4 +49,4 @@ def _vllm(config: HeadConfig) -> Settings:
 
 
 _FORMATS = {"original": _original, "eagle-vllm": _vllm}
-LAYOUT = Layout("EAGLE", "eagle2", _recognises, _config, _FORMATS)
+LAYOUT = Layout("EAGLE", "eagle2", _recognises, _config, _FORMATS, LEFT_OUT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,6 @@ from jakiro.hub.files import Writer, replace_files
 FORMATS = ("original", "eagle-vllm")
 """``original``: what the authors' code of the method loads; ``eagle-vllm``: what vLLM's EAGLE path
 loads, with a model class for Jakiro registered as ``EagleJakiroLlamaForCausalLM``."""
-
-_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
-"""What the ``config.json`` has from the target; the rest follows from the head."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +55,24 @@ def export_head(
     tensors = load_file(directory / checkpoint.WEIGHTS_FILE)
     layout = _layout(config.method, form)
     dtype = str(widest(tensors)).removeprefix("torch.")
-    settings = _handed_on(directory, target) | layout.formats[form](config) | {"torch_dtype": dtype}
+    settings = (
+        _handed_on(layout.from_target, directory, target)
+        | layout.formats[form](config)
+        | {"torch_dtype": dtype}
+    )
     text = json.dumps(settings, indent=2) + "\n"
     weights = layout.original_file if form == "original" else checkpoint.WEIGHTS_FILE
-    renamed = {layout.theirs(name): tensor for name, tensor in tensors.items()}
     replace_files(
         {
-            out / weights: _writer(renamed, is_pickle=form == "original"),
+            out / weights: _writer(tensors, is_pickle=form == "original"),
             out / checkpoint.CONFIG_FILE: lambda path: path.write_text(text, "utf-8"),
         }
     )
     return Exported(config.method, form, dtype, (weights, checkpoint.CONFIG_FILE))
 
 
-def _handed_on(directory: Path, target: str | Path | None) -> dict[str, Any]:
-    """The entries of ``_KEPT`` that are known."""
+def _handed_on(names: Sequence[str], directory: Path, target: str | Path | None) -> dict[str, Any]:
+    """Those entries of the target, or of the ``config.json`` of the import, that are known."""
     known = checkpoint.read_config(directory)
     source: Mapping[str, Any] = known.get("notes", {}).get("original_config", {})
     if target is not None:
@@ -88,7 +88,8 @@ def _handed_on(directory: Path, target: str | Path | None) -> dict[str, Any]:
             for each in (known["target"], source)
         )
         checkpoint.check_target(directory, stored, actual)
-    return {name: source[name] for name in _KEPT if source.get(name) is not None}
+        source = {**source, "base_model_name_or_path": str(target)}
+    return {name: source[name] for name in names if source.get(name) is not None}
 
 
 def _layout(method: str, form: str) -> Layout:

@@ -12,13 +12,12 @@ from jakiro.drafters import registry
 from jakiro.drafters.base import Head, HeadSettings
 from jakiro.errors import CheckpointError
 from jakiro.hub import checkpoint
-from jakiro.hub.convert import eagle, jakiro
-from jakiro.hub.convert.decoder_layer import is_left_out
+from jakiro.hub.convert import eagle, jakiro, medusa
 from jakiro.hub.convert.layout import Layout
 from jakiro.hub.convert.source import Source, widest
 from jakiro.target.target import Target
 
-LAYOUTS = (jakiro.LAYOUT, eagle.LAYOUT)
+LAYOUTS = (jakiro.LAYOUT, eagle.LAYOUT, medusa.LAYOUT)
 """Every layout that is understood, in the order of asking."""
 
 _SHOWN = 12
@@ -70,10 +69,8 @@ def import_head(source: Source, layout: Layout, target: Target, out: Path) -> Im
     check_free(out)
     target.check_features()
     config = layout.config(source, target)
-    left_out = tuple(sorted(name for name in source.tensors if is_left_out(name)))
-    tensors = {
-        layout.ours(name): tensor for name, tensor in source.tensors.items() if name not in left_out
-    }
+    left_out = tuple(name for name in layout.left_out if name in source.tensors)
+    tensors = {name: source.tensors[name] for name in source.tensors if name not in left_out}
     dtype = widest(tensors)
     head = _filled(config, tensors, source.directory)
     notes = {"imported": layout.title, "original_config": dict(source.config)}

@@ -13,6 +13,7 @@ from jakiro.drafters.nn import HeadConfig
 from jakiro.errors import CheckpointError
 from jakiro.hub.convert.decoder_layer import (
     GATE,
+    LEFT_OUT,
     check,
     head_config,
     llama_config,
@@ -68,4 +69,4 @@ def _vllm(config: HeadConfig) -> Settings:
 
 
 _FORMATS = {"original": _original, "eagle-vllm": _vllm}
-LAYOUT = Layout("Jakiro", "jakiro", _recognises, _config, _FORMATS)
+LAYOUT = Layout("Jakiro", "jakiro", _recognises, _config, _FORMATS, LEFT_OUT)

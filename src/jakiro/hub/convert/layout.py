@@ -21,8 +21,9 @@ class Layout:
     ``recognises`` looks at names only, and raises ``CheckpointError`` for a relative that is known
     and not supported. ``config`` reads the settings of the head off the tensors. ``formats`` gives
     the ``config.json`` of such a head for every format that may hold it, or raises
-    ``CheckpointError``, saying why it cannot hold this one. ``renames``: parts of tensor names,
-    ours and theirs. ``original_file``: where the original code looks for the tensors.
+    ``CheckpointError``, saying why it cannot hold this one. ``left_out``: tensors that have no
+    place in a head. ``original_file``: where the original code looks for the tensors.
+    ``from_target``: what of ``config.json`` says something of the target.
     """
 
     title: str
@@ -30,17 +31,11 @@ class Layout:
     recognises: Callable[[Source], bool]
     config: Callable[[Source, Target], HeadSettings]
     formats: Mapping[str, Callable[[Any], Settings]]
-    renames: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
     original_file: str = "pytorch_model.bin"
-
-    def ours(self, name: str) -> str:
-        """Our name of a tensor of the layout."""
-        for mine, theirs in self.renames:
-            name = name.replace(theirs, mine)
-        return name
-
-    def theirs(self, name: str) -> str:
-        """The layout's name of a tensor of ours."""
-        for mine, theirs in self.renames:
-            name = name.replace(mine, theirs)
-        return name
+    from_target: tuple[str, ...] = (
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "max_position_embeddings",
+    )

@@ -147,4 +147,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                 f"{path}: the entry {name!r} is a {type(tensor).__name__}, not a tensor; save the "
                 "state dict of the head alone"
             )
-    return dict(content)
+    # Pickled tensors may be views of one storage, which safetensors does not write.
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in content.items()
+    }
