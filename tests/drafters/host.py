@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.sampling.process import NodeView
 from jakiro.target.output import TargetOutput
+from jakiro.target.toy import ToyTarget
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
+from jakiro.verify import Rule
+from jakiro.verify.match import match
 from tests.conformance.doubles import chain_tree
 from tests.drafters.reference import PlainScores, paths
 
@@ -53,7 +57,40 @@ def chains(tree: TokenTree) -> list[list[int]]:
     return rows
 
 
-def step(drafter: Drafter, tree: TokenTree, path: list[int], bonus: int, logits: Tensor) -> None:
-    """One row accepts the nodes ``path`` (root included) of ``tree``; ``logits`` [N, V]."""
-    verdict = Verdict(torch.tensor([path]), torch.tensor([len(path) - 1]), torch.tensor([bonus]))
-    drafter.accept(tree, verdict, TargetOutput(logits[None]))
+def replay(drafter: Drafter, prompt: list[int], answer: list[int]) -> float:
+    """Tokens per cycle when the target says ``answer``; for drafters that ignore logits."""
+    drafter.begin(prompt, None)
+    done = cycles = 0
+    while done < len(answer) - 1:
+        tree = draft(drafter, [answer[done]], caps=[len(answer) - done - 2])
+        known = drafted(tree) | {()}
+        longest = max(
+            n for n in range(len(answer)) if tuple(answer[done + 1 : done + 1 + n]) in known
+        )
+        accept(drafter, [answer[done : done + 1 + longest]])
+        done, cycles = done + longest + 1, cycles + 1
+    return (len(answer) - 1) / cycles
+
+
+class Spy:
+    """The rule ``match``, which remembers every tree, what the target chose at its nodes, and what
+    was accepted."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[TokenTree, Tensor, Verdict]] = []
+
+    def __call__(self, tree: TokenTree, nodes: NodeView) -> Verdict:
+        verdict = match(tree, nodes)
+        self.seen.append((tree, nodes.choice, verdict))
+        return verdict
+
+    @property
+    def rule(self) -> Rule:
+        return Rule("spy", "exact", self)
+
+
+def cycle_target(size: int) -> ToyTarget:
+    """A target that counts up to ``size`` and starts again; token 0 comes once around."""
+    table = torch.zeros(size, size, dtype=torch.float64)
+    table[torch.arange(size), (torch.arange(size) + 1) % size] = 9.0
+    return ToyTarget(table, context_length=512)

@@ -77,8 +77,8 @@ class Drafter(ABC):
 
     @abstractmethod
     def draft(self, request: DraftRequest) -> TokenTree:
-        """One tree per row, no deeper than the row's cap and the plan, of at most
-        ``plan.budget`` nodes besides the root."""
+        """One tree per row, no deeper than the row's cap and the plan, of at most ``plan.budget``
+        nodes besides the root. Auxiliary nodes, which are not valid, may come on top."""
 
     @abstractmethod
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:

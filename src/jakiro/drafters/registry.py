@@ -106,6 +106,19 @@ ENTRIES = {
             "longest repeated suffix; over another drafter: suffix_automaton+OTHER",
             is_arbiter=True,
         ),
+        Entry(
+            "token_recycling",
+            "jakiro.drafters.token_recycling:TokenRecycling",
+            "what the target found likely after a token before",
+        ),
+        Entry("copy", "jakiro.drafters.copy:Copy", "the prompt itself, for answers that edit it"),
+        Entry("aded", "jakiro.drafters.aded:Aded", "trigrams of the text, searched best first"),
+        Entry(
+            "lookahead",
+            "jakiro.drafters.lookahead:Lookahead",
+            "n-grams the target makes in auxiliary nodes of its own forward",
+        ),
+        Entry("jacobi", "jakiro.drafters.jacobi:Jacobi", "the target's last guesses, iterated"),
         Entry("none", "jakiro.drafters.none:NoDrafter", "plain decoding, the baseline"),
     )
 }

@@ -14,8 +14,9 @@ class TokenTree:
     """A draft of every row. Node 0 is the root: the last committed token, not yet in the cache.
 
     Invariants: ``parents[:, 0] = -1``; ``parents[:, i] < i``; a valid node has a valid parent;
-    valid siblings carry distinct tokens. The nodes of a row that are not valid are padding: they
-    attend to themselves only and can never be accepted.
+    valid siblings carry distinct tokens. The nodes of a row that are not valid can never be
+    accepted: they are padding, or auxiliary tokens, fed below their parents like any other, whose
+    logits a drafter wants to see.
     """
 
     tokens: Tensor
