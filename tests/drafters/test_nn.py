@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
@@ -138,6 +140,30 @@ def twin_heads() -> tuple[DraftHead, DraftHead, tuple[Tensor, Tensor, Tensor]]:
     two.load_state_dict(shared, strict=True)
     inputs = torch.randn(2, 2, 5, 16, dtype=torch.float64)
     return one, two, (inputs[0], inputs[1], torch.arange(5).expand(2, 5))
+
+
+def test_a_layer_with_biases_is_a_qwen2_layer_without_its_first_norm() -> None:
+    torch.manual_seed(0)
+    config = HeadConfig("eagle2", 32, 4, 2, 8, 48, 40, qkv_bias=True, **find("eagle2").settings)
+    head = DraftHead(config).double()
+    sizes = Qwen2Config(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        attn_implementation="eager",
+    )
+    layer = Qwen2DecoderLayer(sizes, 0).double()
+    layer.input_layernorm = torch.nn.Identity()
+    layer.load_state_dict(head.layers[0].state_dict(), strict=True)
+    states, positions = torch.randn(1, 7, 32, dtype=torch.float64), torch.arange(7)[None]
+    hidden = torch.full((7, 7), float("-inf"), dtype=torch.float64).triu(1)[None, None]
+    with torch.no_grad():
+        expected = layer(
+            states, hidden, position_embeddings=Qwen2RotaryEmbedding(sizes)(states, positions)
+        )
+        found = head.layers[0](states, positions, None, None, 0).next
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_equal_experts_are_one_expert() -> None:

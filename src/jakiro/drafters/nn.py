@@ -27,13 +27,14 @@ from jakiro.errors import ConfigError
 class HeadConfig:
     """Sizes and kind of a head. Raises ``ConfigError``.
 
-    ``expert_size``: inner width of each expert's MLP. ``num_experts``: 1 is a plain MLP without a
-    gate; of more, the gate picks ``active_experts``. ``contrast_levels``: for how many levels ahead
-    the gate has a contrast; so many last levels of a draft cost no forward. (2 is our extension: a
-    third group of gate rows, the same experts, the feature of ``i + 3``.) ``contrast_strength``:
-    factor of what a contrast subtracts. ``branches``: whether a node's children come from the gated
-    sum, or from every active expert with its own feature. ``draft_vocab_size``: score only that
-    many tokens, those in ``DraftHead.draft_ids`` (FR-Spec, arXiv 2502.14856).
+    ``qkv_bias``: the attention's projections have biases, as in Qwen2. ``expert_size``: inner width
+    of each expert's MLP. ``num_experts``: 1 is a plain MLP without a gate; of more, the gate picks
+    ``active_experts``. ``contrast_levels``: for how many levels ahead the gate has a contrast; so
+    many last levels of a draft cost no forward. (2 is our extension: a third group of gate rows,
+    the same experts, the feature of ``i + 3``.) ``contrast_strength``: factor of what a contrast
+    subtracts. ``branches``: whether a node's children come from the gated sum, or from every active
+    expert with its own feature. ``draft_vocab_size``: score only that many tokens, those in
+    ``DraftHead.draft_ids`` (FR-Spec, arXiv 2502.14856).
     """
 
     method: str
@@ -46,6 +47,7 @@ class HeadConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     fc_bias: bool = True
+    qkv_bias: bool = False
     num_experts: int = 2
     active_experts: int = 2
     contrast_levels: int = 1
@@ -108,9 +110,9 @@ class _Attention(nn.Module):
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
         self.head_dim = dim
-        self.q_proj = nn.Linear(hidden, config.num_heads * dim, bias=False)
-        self.k_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=False)
-        self.v_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=False)
+        self.q_proj = nn.Linear(hidden, config.num_heads * dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.num_heads * dim, hidden, bias=False)
         inverse = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         # cos is even and sin odd, so frequencies of both signs give the signed sine at once. The

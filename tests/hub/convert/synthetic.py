@@ -32,6 +32,11 @@ EAGLE: Shapes = ATTENTION | {
     "layers.0.mlp.up_proj.weight": (INNER, HIDDEN),
     "layers.0.mlp.down_proj.weight": (HIDDEN, INNER),
 }
+EAGLE_QKV_BIAS: Shapes = EAGLE | {
+    "layers.0.self_attn.q_proj.bias": (HIDDEN,),
+    "layers.0.self_attn.k_proj.bias": (KV,),
+    "layers.0.self_attn.v_proj.bias": (KV,),
+}
 JAKIRO: Shapes = ATTENTION | {
     "layers.0.mlp_moe.gate.weight": (4, HIDDEN),
     "layers.0.mlp_moe.experts.0.gate_proj.weight": (HIDDEN, HIDDEN),

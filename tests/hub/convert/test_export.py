@@ -91,6 +91,17 @@ def test_round_trips_change_nothing(
     assert_same(load_file(tmp_path / "again/model.safetensors"), tensors)
 
 
+def test_biases_of_attention_go_there_and_back(tmp_path: Path, target: Target) -> None:
+    """As in the heads made for Qwen2."""
+    tensors = synthetic.random_tensors(synthetic.EAGLE_QKV_BIAS)
+    synthetic.write(tmp_path / "in", tensors, synthetic.CONFIG | {"qkv_bias": True})
+    convert(tmp_path / "in", target, tmp_path / "ours")
+    assert checkpoint.read_config(tmp_path / "ours")["head"]["qkv_bias"] is True
+    export_head(tmp_path / "ours", tmp_path / "theirs", "original")
+    assert_same(read_weights(tmp_path / "theirs"), tensors)
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["qkv_bias"] is True
+
+
 @pytest.mark.parametrize("method", synthetic.SOURCES)
 def test_the_original_config_comes_back(method: str, tmp_path: Path, target: Target) -> None:
     shapes, config = synthetic.SOURCES[method]
@@ -131,6 +142,7 @@ def test_what_vllm_is_told(tmp_path: Path, target: Target) -> None:
         "num_key_value_heads": 2,
         "num_local_experts": 2,
         "pad_token_id": 0,
+        "qkv_bias": False,
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
         "tie_word_embeddings": False,
