@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jakiro.target.target import Target
-from jakiro.train.data import Samples
+from jakiro.train.samples import Samples
 from tests.train.support import samples_of, tiny_target, word_tokenizer
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -9,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jakiro.target.target import Target
-from jakiro.train.data import Samples
+from jakiro.train.samples import Piece, Samples, stored
 
 VOCABULARY = 40
 WORDS = [f"w{number}" for number in range(VOCABULARY - 4)]
@@ -60,4 +63,10 @@ def samples_of(count: int, length: int) -> Samples:
         own = length - 5 * (number % 2)
         ids = torch.randint(VOCABULARY, (own,), generator=generator).tolist()
         pieces.append((ids, [False] * 4 + [True] * (own - 4)))
-    return Samples(pieces)
+    return samples_from(pieces)
+
+
+def samples_from(pieces: Iterable[Piece]) -> Samples:
+    """Samples whose files are mapped and already gone."""
+    with TemporaryDirectory() as directory:
+        return stored(lambda: pieces, Path(directory), "test")

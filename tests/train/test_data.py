@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from jakiro.errors import DataError
-from jakiro.train.data import Record, Samples, read, tokenise
-from tests.train.support import TEMPLATE, samples_of, word_tokenizer
+from jakiro.train.data import Record, Records, tokenise
+from tests.train.support import TEMPLATE, word_tokenizer
 
 CHAT = [
     {"role": "user", "content": "w1 w2"},
@@ -85,60 +84,21 @@ def test_bad_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "fine"}\n\n' + line + "\n")
     with pytest.raises(DataError, match=f"data.jsonl, line 3: .*{message}"):
-        list(read([path]))
+        list(Records([path]))
 
 
 def test_unreadable_files_are_data_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.jsonl"):
-        list(read([tmp_path / "missing.jsonl"]))
+        list(Records([tmp_path / "missing.jsonl"]))
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"binary\.jsonl"):
-        list(read([tmp_path / "binary.jsonl"]))
+        list(Records([tmp_path / "binary.jsonl"]))
 
 
 def test_records_keep_their_order_and_place(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"messages": CHAT, "source": "x"}) + '\n{"text": "w1"}\n')
-    first, second = read([path])
+    first, second = Records([path])
     assert first.messages == CHAT
     assert second.text == "w1"
     assert second.place == f"{path}, line 2"
-
-
-def test_nothing_to_learn_from_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="no sample"):
-        Samples([])
-
-
-def test_an_epoch_holds_every_sample_once_within_the_budget() -> None:
-    lengths = np.random.default_rng(0).integers(3, 40, 300)
-    samples = Samples([([1] * int(n), [True] * int(n)) for n in lengths])
-    indices = np.arange(10, 300)
-    batches = samples.epoch(indices, 100, (0, 0))
-    assert sorted(index for batch in batches for index in batch) == indices.tolist()
-    padded = [samples.batch(batch).ids.numel() for batch in batches]
-    assert max(padded) <= 100
-    assert lengths[indices].sum() / sum(padded) > 0.9
-    assert samples.epoch(indices, 100, (0, 0)) == batches
-    assert samples.epoch(indices, 100, (0, 1)) != batches
-
-
-def test_a_sample_larger_than_the_budget_is_a_batch_of_its_own() -> None:
-    samples = Samples([([1] * 50, [True] * 50)] * 3)
-    assert sorted(samples.epoch(np.arange(3), 20, (0,))) == [[0], [1], [2]]
-
-
-def test_a_batch_is_padded_on_the_right() -> None:
-    samples = Samples([([5, 6, 7], [False, True, True]), ([8, 9], [True, False])])
-    batch = samples.batch([1, 0])
-    assert batch.ids.tolist() == [[8, 9, 0], [5, 6, 7]]
-    assert batch.carries_loss.tolist() == [[True, False, False], [False, True, True]]
-    assert batch.lengths.tolist() == [2, 3]
-
-
-def test_held_out_samples_are_not_trained_on() -> None:
-    samples = samples_of(count=50, length=12)
-    training, held_out = samples.split(7, seed=3)
-    assert len(held_out) == 7
-    assert sorted([*training, *held_out]) == list(range(50))
-    assert len(samples.split(1000, seed=3)[1]) == 10

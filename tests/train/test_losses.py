@@ -12,13 +12,13 @@ from jakiro.drafters.nn import DraftHead
 from jakiro.target.target import Target
 from jakiro.train import losses
 from jakiro.train.config import LossOptions, TrainConfig
-from jakiro.train.data import Batch, Samples
 from jakiro.train.evaluate import count_levels
 from jakiro.train.feature_head import head_config
 from jakiro.train.features import add_noise, teach
 from jakiro.train.learner import chain_tau
 from jakiro.train.losses import Losses, measure
 from jakiro.train.rollout import rollout
+from jakiro.train.samples import Batch, Samples
 
 
 def one_batch(marks: list[bool]) -> Batch:

@@ -11,12 +11,12 @@ from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.nn import DraftHead
 from jakiro.target.features import LAST_FEATURE
 from jakiro.train.config import TrainConfig
-from jakiro.train.data import Batch
 from jakiro.train.evaluate import judge
 from jakiro.train.feature_head import head_config
 from jakiro.train.features import teach
 from jakiro.train.learner import add_up, readings
 from jakiro.train.rollout import rollout
+from jakiro.train.samples import Batch
 from jakiro.tree.shapes import TreePlan
 from tests.train.support import VOCABULARY, samples_of, tiny_target
 

@@ -17,7 +17,7 @@ from jakiro.errors import DataError, TargetRefused
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
-from jakiro.train.data import Samples
+from jakiro.train.samples import Samples
 from jakiro.train.trainer import Trainer
 from tests.train.support import tiny_target
 

@@ -18,8 +18,8 @@ from jakiro.errors import CheckpointError, ConfigError, JakiroError, PairMismatc
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import HeadOptions, TrainConfig
-from jakiro.train.data import Samples
 from jakiro.train.history import History, draw
+from jakiro.train.samples import Samples
 from jakiro.train.trainer import HISTORY_FILE, STATE_FILE, Progress, Trainer
 from tests.train.support import samples_of, tiny_target
 

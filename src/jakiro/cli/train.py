@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jakiro.cli.options import DeviceOption
 from jakiro.drafters.registry import trainable
 
 if TYPE_CHECKING:
@@ -66,6 +67,15 @@ def train(
         int | None, typer.Option(help="Inner width of an expert (default: the target's MLP).")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Computing type.")] = Precision.bfloat16,
+    target_int8: Annotated[bool, typer.Option(help="Layers of the target in int8.")] = False,
+    accumulate: Annotated[int, typer.Option(help="Parts a step is computed in.")] = 1,
+    recompute: Annotated[
+        bool, typer.Option(help="Compute forwards again in the backward, to save memory.")
+    ] = False,
+    shard: Annotated[
+        bool, typer.Option(help="Spread the network over the processes of torchrun.")
+    ] = False,
+    device: DeviceOption = None,
     save_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
     held_out: Annotated[int, typer.Option(help="Samples kept aside for evaluation.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of initialisation, order and noise.")] = 0,
@@ -76,7 +86,7 @@ def train(
     directory at every checkpoint. Run the same command again to continue a stopped run.
     """
     from jakiro.sampling.params import SamplingParams
-    from jakiro.train.config import HeadOptions, LossOptions, TrainConfig
+    from jakiro.train.config import HeadOptions, LossOptions, TrainConfig, Work
     from jakiro.train.run import Reports
     from jakiro.train.run import train as run
 
@@ -98,7 +108,9 @@ def train(
         save_every=save_every,
         held_out=held_out,
         precision=precision.value,
+        target_int8=target_int8,
     )
+    work = Work(accumulate=accumulate, recompute=recompute, shard=shard, device=device)
     answers = (
         SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         if regenerate
@@ -130,7 +142,7 @@ def train(
             )
 
         try:
-            run(target, data, out, config, answers, Reports(report_answers, report_step))
+            run(target, data, out, config, answers, Reports(report_answers, report_step), work)
         except KeyboardInterrupt:
             console.print(
                 f"Stopped. The last checkpoint is in {out}; the same command goes on from it."

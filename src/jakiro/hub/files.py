@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from jakiro.errors import CheckpointError
+from jakiro.errors import CheckpointError, JakiroError
 
 Writer = Callable[[Path], object]
 
@@ -17,7 +17,7 @@ def replace_files(writers: Mapping[Path, Writer]) -> None:
 
     Each file is replaced as a whole; a kill between two replacements leaves some old and some new.
     Raises ``CheckpointError`` when something cannot be written (then nothing was replaced) or put
-    in its place.
+    in its place; errors of this package that a writer raises pass through.
     """
     scratches = {path: path.with_name(f"{path.name}.tmp") for path in writers}
     try:
@@ -25,6 +25,9 @@ def replace_files(writers: Mapping[Path, Writer]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(scratches[path])
             _flush(scratches[path])
+    except JakiroError:
+        _remove(scratches.values())
+        raise
     # Libraries have error types of their own; the system's error behind one says more.
     except Exception as error:
         _remove(scratches.values())

@@ -53,7 +53,8 @@ class TrainConfig:
     ``steps`` wins over ``epochs``. ``batch_tokens``: padded tokens per step. ``length``: longest
     sample, in tokens. ``noise``: width of the uniform noise on input features at 512 tokens.
     ``unroll``: how many levels deep the head is trained on its own predictions (1: published).
-    ``held_out``: samples kept aside for evaluation at every save.
+    ``held_out``: samples kept aside for evaluation at every save. ``target_int8``: the target's
+    layers in int8, which takes a quarter to half of their memory and changes features a little.
     """
 
     method: str = "jakiro"
@@ -74,6 +75,7 @@ class TrainConfig:
     save_every: int = 500
     held_out: int = 64
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    target_int8: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in registry.trainable():
@@ -90,6 +92,25 @@ class TrainConfig:
         not_negative(self, "weight_decay", "noise")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas must lie in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the work of a run is divided: decides about memory and time, not about the result.
+
+    ``accumulate``: parts a process computes one after another for a step. ``recompute``: give up
+    what a forward would keep for the backward, and compute it again there. ``shard``: spread the
+    network over the processes instead of copying it. ``device``: of the target and the network;
+    ``auto`` splits the target over all GPUs; None: a GPU if there is one.
+    """
+
+    accumulate: int = 1
+    recompute: bool = False
+    shard: bool = False
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, accumulate=1)
 
 
 def at_least(options: Any, **least: int) -> None:

@@ -1,4 +1,7 @@
-"""Training texts: JSON lines of conversations or plain text, as token ids with a loss mask."""
+"""Training texts: JSON lines of conversations or plain text, as token ids with a loss mask.
+
+Record by record, so that files may be larger than memory.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from jakiro.errors import ConfigError, DataError
 
 Message = dict[str, str]
-_POOL = 64
-"""Batches whose samples are sorted by length together, so that little padding is needed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Right-padded ``ids`` [B, T] int64, ``lengths`` [B] int64, ``carries_loss`` [B, T] bool, and
-    ``indices`` [B] int64 of the samples."""
-
-    ids: Tensor
-    lengths: Tensor
-    carries_loss: Tensor
-    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,17 +25,23 @@ class Record:
     text: str = ""
 
 
-def read(paths: Sequence[Path]) -> Iterator[Record]:
+@dataclass(frozen=True)
+class Records:
     """The records of JSONL files: ``{"messages": [{"role", "content"}, ...]}`` or
-    ``{"text": ...}``; other keys are ignored. Raises ``DataError`` naming file and line."""
-    for path in paths:
-        try:
-            with Path(path).open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield _parse(line, f"{path}, line {number}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path}: {error}") from error
+    ``{"text": ...}``; other keys are ignored. Read anew in every iteration, never held together.
+    Iterating raises ``DataError`` naming file and line."""
+
+    paths: Sequence[Path]
+
+    def __iter__(self) -> Iterator[Record]:
+        for path in self.paths:
+            try:
+                with Path(path).open(encoding="utf-8") as lines:
+                    for number, line in enumerate(lines, 1):
+                        if line.strip():
+                            yield _parse(line, f"{path}, line {number}")
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"cannot read {path}: {error}") from error
 
 
 def _parse(line: str, place: str) -> Record:
@@ -75,62 +66,6 @@ def _parse(line: str, place: str) -> Record:
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{place}: the conversation has no assistant message to learn from")
     return Record(place, messages)
-
-
-class Samples:
-    """Tokenised samples, all in memory: ids as int32, one bool per token for the loss."""
-
-    def __init__(self, pieces: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> None:
-        ids: list[NDArray[np.int32]] = []
-        marks: list[NDArray[np.bool_]] = []
-        for piece_ids, piece_marks in pieces:
-            ids.append(np.asarray(piece_ids, np.int32))
-            marks.append(np.asarray(piece_marks, np.bool_))
-        if not ids:
-            raise DataError("the data holds no sample with a token to learn from")
-        self._ids, self._marks = ids, marks
-        self.lengths = np.array([len(piece) for piece in ids])
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """The samples ``indices``, padded on the right to the longest."""
-        lengths = torch.from_numpy(self.lengths[list(indices)])
-        ids = torch.zeros(len(indices), int(lengths.max()), dtype=torch.int64)
-        marks = torch.zeros_like(ids, dtype=torch.bool)
-        for row, index in enumerate(indices):
-            ids[row, : lengths[row]] = torch.from_numpy(self._ids[index])
-            marks[row, : lengths[row]] = torch.from_numpy(self._marks[index])
-        return Batch(ids, lengths, marks, torch.tensor(indices))
-
-    def split(self, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices for training and for evaluation, at most a fifth of all, drawn by ``seed``."""
-        order = np.random.default_rng((seed, len(self))).permutation(len(self))
-        count = min(held_out, len(self) // 5)
-        return np.sort(order[count:]), np.sort(order[:count])
-
-    def epoch(
-        self, indices: NDArray[np.int64], batch_tokens: int, seed: tuple[int, ...]
-    ) -> list[list[int]]:
-        """``indices`` in batches of at most ``batch_tokens`` padded tokens (one sample at least),
-        in an order that ``seed`` decides alone."""
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(indices)
-        mean = self.lengths[indices].sum() / max(1, len(indices))
-        pool = max(1, int(_POOL * batch_tokens / max(1, mean)))
-        batches: list[list[int]] = []
-        for start in range(0, len(order), pool):
-            current: list[int] = []
-            part = order[start : start + pool]
-            for index in part[np.argsort(self.lengths[part], kind="stable")].tolist():
-                # Sorted by length, so the next sample is the longest of its batch.
-                if current and (len(current) + 1) * self.lengths[index] > batch_tokens:
-                    batches.append(current)
-                    current = []
-                current.append(index)
-            batches.append(current)
-        return [batches[place] for place in rng.permutation(len(batches))]
 
 
 def tokenise(

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead
 from jakiro.target.target import Target
-from jakiro.train.data import Batch
 from jakiro.train.features import teach
 from jakiro.train.learner import Tally
 from jakiro.train.losses import Losses, measure
 from jakiro.train.rollout import rollout
+from jakiro.train.samples import Batch
 
 
 @torch.no_grad()

@@ -15,12 +15,12 @@ from jakiro.drafters.registry import find
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
-from jakiro.train.data import Batch
 from jakiro.train.evaluate import count_levels, judge
 from jakiro.train.features import teach, wanted
 from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.losses import Losses, measure
 from jakiro.train.rollout import rollout
+from jakiro.train.samples import Batch
 
 
 class FeatureHead(Learner):
@@ -57,6 +57,7 @@ class FeatureHead(Learner):
             lesson.inputs,
             self.config.unroll,
             self.sizes.contrast_levels,
+            self.recompute,
         )
         means = measure(outputs, lesson, self.target)
         own = means.valid.sum((2, 3))

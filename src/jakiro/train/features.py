@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jakiro.target.features import LAST_FEATURE
 from jakiro.target.target import Target
-from jakiro.train.data import Batch
+from jakiro.train.samples import Batch
 
 
 @dataclass(frozen=True, eq=False)

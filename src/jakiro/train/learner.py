@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
-from jakiro.train.data import Batch
+from jakiro.train.samples import Batch
 
 Tally = dict[str, Tensor]
 """Named measures [2, K]: what was summed, and over how much. Tallies of disjoint batches add up.
@@ -37,6 +37,8 @@ class Learner(ABC):
     """
 
     module: nn.Module
+    recompute: bool = False
+    """Whether ``loss`` computes again in the backward what its forward would have to keep."""
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         self.target, self.config = target, config

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from jakiro.engine.engine import Engine
@@ -19,32 +21,42 @@ _GROUP = 64
 
 def regenerate(
     engine: Engine,
-    records: Sequence[Record],
+    records: Iterable[Record],
     path: Path,
     params: SamplingParams,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Record]:
     """``records`` with every assistant turn rewritten by the engine's target, turn after turn;
-    texts stay as they are. A conversation ends where the context does.
+    texts stay as they are. A conversation ends where the context does. ``records`` are iterated
+    several times, and no more than a group of them is held.
 
     Answers are kept in ``path`` (JSON lines), and a run that finds some goes on from there.
     ``report`` is told how many conversations are done, of how many.
     """
-    conversations = [record for record in records if record.messages is not None]
-    done = _stored(path, conversations)
-    for start in range(len(done), len(conversations), _GROUP):
-        report(start, len(conversations))
-        group = conversations[start : start + _GROUP]
-        answers = _answer(engine, group, params, start)
-        _append(path, group, answers)
-        done += answers
-    report(len(conversations), len(conversations))
-    answered = iter(done)
-    for record in records:
-        if record.messages is None:
-            yield record
-        elif messages := next(answered):
-            yield Record(record.place, messages)
+    total = sum(1 for _ in _conversations(records))
+    done = _count_stored(path, _conversations(records))
+    waiting = islice(_conversations(records), done, None)
+    while group := list(islice(waiting, _GROUP)):
+        report(done, total)
+        _append(path, group, _answer(engine, group, params, done))
+        done += len(group)
+    report(total, total)
+    return answered(records, path)
+
+
+def answered(records: Iterable[Record], path: Path) -> Iterator[Record]:
+    """``records`` with the answers that ``regenerate`` has kept in ``path``."""
+    # There is no file when there was no conversation.
+    with path.open(encoding="utf-8") if path.exists() else nullcontext(iter(())) as lines:
+        for record in records:
+            if record.messages is None:
+                yield record
+            elif messages := json.loads(next(lines))["messages"]:
+                yield Record(record.place, messages)
+
+
+def _conversations(records: Iterable[Record]) -> Iterator[Record]:
+    return (record for record in records if record.messages is not None)
 
 
 def _answer(
@@ -70,7 +82,7 @@ def _answer(
             prompts.append(ids)
             rows.append(row)
         if not prompts:
-            return [_answered(draft) for draft in drafts]
+            return [_to_last_answer(draft) for draft in drafts]
         # Noise is keyed by seed and position, so every conversation needs a seed of its own.
         seeds = [(params.seed or 0) + first + row for row in rows]
         completions = engine.generate(prompts, [replace(params, seed=seed) for seed in seeds])
@@ -80,7 +92,7 @@ def _answer(
                 rest[row].clear()
 
 
-def _answered(messages: list[Message]) -> list[Message]:
+def _to_last_answer(messages: list[Message]) -> list[Message]:
     """``messages`` up to the last answer."""
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
@@ -102,28 +114,32 @@ def _append(path: Path, group: Sequence[Record], answers: Sequence[list[Message]
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def _stored(path: Path, conversations: Sequence[Record]) -> list[list[Message]]:
-    """The answers already in ``path``; a last line cut short by a kill is removed."""
+def _count_stored(path: Path, conversations: Iterator[Record]) -> int:
+    """How many answers are in ``path``; a last line cut short by a kill is removed."""
     if not path.exists():
-        return []
+        return 0
+    count, size = 0, 0
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                _check_stored(path, count, line, next(conversations, None))
+                count, size = count + 1, size + len(line)
+        os.truncate(path, size)
+    except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    done = []
-    for number, line in enumerate(whole.splitlines()):
-        try:
-            stored = json.loads(line)
-            place, messages = stored["place"], stored["messages"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number + 1} is damaged; delete the file") from error
-        if number >= len(conversations) or conversations[number].place != place:
-            raise ConfigError(
-                f"{path} holds answers to other data ({place}); give the same --data, or another "
-                "--out"
-            )
-        done.append(messages)
-    return done
+    return count
+
+
+def _check_stored(path: Path, number: int, line: bytes, asked: Record | None) -> None:
+    """Raise unless ``line`` holds an answer to the conversation ``asked``."""
+    try:
+        stored = json.loads(line)
+        place, _ = stored["place"], stored["messages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}, line {number + 1} is damaged; delete the file") from error
+    if asked is None or asked.place != place:
+        raise ConfigError(
+            f"{path} holds answers to other data ({place}); give the same --data, or another --out"
+        )

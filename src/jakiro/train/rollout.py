@@ -8,40 +8,54 @@ pair i - j + p (training-time test of EAGLE-3, arXiv 2503.01840; alignment of HA
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.nn import DraftHead
 
 
 class _PassCache:
-    """Keeps the keys of every pass side by side."""
+    """The keys and values of earlier passes, and beside them those of this one."""
 
-    def __init__(self) -> None:
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+    def __init__(self, earlier: _PassCache | None) -> None:
+        self._earlier = earlier
+        self.rows: tuple[Tensor, Tensor]
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        self._keys.append(keys)
-        self._values.append(values)
-        return torch.cat(self._keys, 2), torch.cat(self._values, 2)
+        # May come twice with the same rows: a forward computed again must change nothing.
+        if self._earlier is not None:
+            keys = torch.cat([self._earlier.rows[0], keys], 2)
+            values = torch.cat([self._earlier.rows[1], values], 2)
+        self.rows = keys, values
+        return self.rows
 
 
 def rollout(
-    head: DraftHead, embeddings: Tensor, features: Tensor, passes: int, contrasts: int
+    head: DraftHead,
+    embeddings: Tensor,
+    features: Tensor,
+    passes: int,
+    contrasts: int,
+    recompute: bool = False,
 ) -> list[HeadOutput]:
     """Outputs of ``passes`` passes over ``embeddings`` and true ``features`` [B, N, H].
 
     Output j at pair i is meaningful for i >= j: earlier pairs have no chain that long behind them.
+    ``recompute``: keep of every pass only what goes in, and compute it again in the backward.
     """
     batch, pairs, _ = embeddings.shape
     positions = torch.arange(pairs, device=embeddings.device).expand(batch, -1)
-    cache = _PassCache()
+    run = partial(checkpoint, head, use_reentrant=False) if recompute else head
+    cache: _PassCache | None = None
     outputs: list[HeadOutput] = []
     for number in range(passes):
         mask = pass_mask(pairs, number, embeddings.device) if number else None
-        outputs.append(head(embeddings, features, positions, mask, cache, contrasts))
+        cache = _PassCache(cache)
+        outputs.append(run(embeddings, features, positions, mask, cache, contrasts))
         predicted = outputs[-1].next.to(features.dtype)
         features = torch.cat([features[:, :1], predicted[:, :-1]], 1)
     return outputs

@@ -1,17 +1,25 @@
-"""A whole training run, from a target and data files to a head on disk."""
+"""A whole training run, from a target and data files to a checkpoint on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from jakiro.api import load
-from jakiro.errors import CheckpointError, ConfigError
+from jakiro.engine.engine import Engine
+from jakiro.errors import CheckpointError, ConfigError, DataError
 from jakiro.sampling.params import SamplingParams
-from jakiro.train.config import TrainConfig
-from jakiro.train.data import Samples, read, tokenise
-from jakiro.train.regenerate import regenerate
+from jakiro.train.config import TrainConfig, Work
+from jakiro.train.data import Records, tokenise
+from jakiro.train.processes import Processes, joined
+from jakiro.train.regenerate import answered, regenerate
+from jakiro.train.samples import Piece, Samples, opened, stored
 from jakiro.train.trainer import Progress, Trainer
 
 ANSWERS_FILE = "regenerated.jsonl"
@@ -32,10 +40,12 @@ def train(
     config: TrainConfig,
     answers: SamplingParams | None,
     reports: Reports,
+    work: Work = Work(),  # noqa: B008  frozen
 ) -> None:
-    """Train a head for ``target`` (a directory or a hub name) on the JSONL files ``data`` and
-    leave it in ``out``; see ``Trainer``. With ``answers`` the target first writes its own answers
-    to the conversations, sampled so. Both parts go on where an earlier run into ``out`` stopped.
+    """Train what ``config.method`` names for ``target`` (a directory or a hub name) on the JSONL
+    files ``data`` and leave it in ``out``; see ``Trainer``. With ``answers`` the target first
+    writes its own answers to the conversations, sampled so. Both parts go on where an earlier run
+    into ``out`` stopped. Processes started by ``torchrun`` share the work.
     """
     if not data:
         raise ConfigError("no data: give at least one JSONL file")
@@ -43,13 +53,88 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write to {out}: {error}") from error
-    records = list(read(data))
+    records = Records(data)
+    with joined() as processes:
+        engine = _load(target, config, work, processes)
+        if answers is not None and processes.is_first:
+            regenerate(engine, records, out / ANSWERS_FILE, answers, reports.answers)
+        processes.wait()
+        has_answers = answers is not None
+        samples = _samples(engine, records, out, config, has_answers, processes)
+        Trainer(engine.target, samples, config, out, work, processes).run(reports.step)
+
+
+def _load(target: str | Path, config: TrainConfig, work: Work, processes: Processes) -> Engine:
+    """The target without a drafter; each of several processes has its own."""
+    if processes.count > 1 and work.device is not None:
+        raise ConfigError(
+            f"device {work.device!r} with {processes.count} processes: each of them takes the GPU "
+            "of its number, or the CPU where there is none; leave the device out"
+        )
+    device = work.device
+    if device is None:
+        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    is_split = device == "auto"
     # Autocast narrows what it should. Loading the target narrower than it is stored would change
     # its embedding, and with it the fingerprint.
     dtype = "float32" if config.precision == "float32" else None
-    engine = load(target, "none", dtype=dtype, max_batch_size=32)
+    engine = load(
+        target,
+        "none",
+        dtype=dtype,
+        device=None if is_split else device,
+        device_map="auto" if is_split else None,
+        max_batch_size=32,
+    )
+    if not config.target_int8:
+        return engine
+    model = quantised(engine.target.model)
+    return load(model, "none", tokenizer=engine.tokenizer, max_batch_size=32)
+
+
+def quantised(model: Any) -> Any:
+    """``model`` with the weights of its layers in int8, a scale per output row; embedding and LM
+    head stay, for the drafter shares them. Raises ``ConfigError`` without torchao."""
+    if importlib.util.find_spec("torchao") is None:
+        raise ConfigError("a target in int8 needs torchao: pip install torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(model.base_model, Int8WeightOnlyConfig())
+    return model
+
+
+def _samples(
+    engine: Engine,
+    records: Records,
+    out: Path,
+    config: TrainConfig,
+    has_answers: bool,
+    processes: Processes,
+) -> Samples:
+    """The tokenised data, written by the first process and mapped into memory by all."""
     length = min(config.length, engine.target.context_length)
-    if answers is not None:
-        records = list(regenerate(engine, records, out / ANSWERS_FILE, answers, reports.answers))
-    samples = Samples(tokenise(records, engine.tokenizer, length))
-    Trainer(engine.target, samples, config, out).run(reports.step)
+    answers = out / ANSWERS_FILE
+    files = [*records.paths, *([answers] if has_answers and answers.exists() else [])]
+    key = _key(files, engine.tokenizer, length)
+
+    def pieces() -> Iterator[Piece]:
+        source = answered(records, answers) if has_answers else records
+        return tokenise(source, engine.tokenizer, length)
+
+    if processes.is_first:
+        stored(pieces, out, key)
+    processes.wait()
+    return opened(out, key)
+
+
+def _key(files: Sequence[Path], tokenizer: Any, length: int) -> str:
+    """What tokens depend on. Files go by size and time of change: reading them takes long, and a
+    new time costs a tokenisation, no more, for a run knows its samples by their content."""
+    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(length)]
+    for path in files:
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error}") from error
+        parts.append(f"{path.resolve()} {found.st_size} {found.st_mtime_ns}")
+    return sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -6,30 +6,33 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from jakiro.drafters.registry import find
-from jakiro.errors import CheckpointError, ConfigError
+from jakiro.errors import ConfigError
 from jakiro.hub import checkpoint
-from jakiro.hub.files import replace_files
 from jakiro.target.target import Target
-from jakiro.train.config import TrainConfig
-from jakiro.train.data import Batch, Samples
+from jakiro.train.config import TrainConfig, Work
 from jakiro.train.history import History, draw
 from jakiro.train.learner import Learner, Tally, add_up, readings
+from jakiro.train.processes import Processes
+from jakiro.train.samples import Epoch, Samples
+from jakiro.train.state import State, is_spread, spread, whole_weights
 
 STATE_FILE, HISTORY_FILE, PLOT_FILE = "training.pt", "history.jsonl", "curves.png"
+_ALONE = Processes()
 
 
 @dataclass(frozen=True)
 class Progress:
     """What a step reports. ``readings`` are the learner's, of the step's own batch;
-    ``tokens_per_s`` counts real tokens, not padding."""
+    ``tokens_per_s`` counts real tokens, not padding, of all processes."""
 
     step: int
     num_steps: int
@@ -42,25 +45,38 @@ class Trainer:
     """Trains what ``config.method`` names for ``target`` on ``samples`` and leaves everything in
     ``out``: the checkpoint, ``training.pt`` to go on from, ``history.jsonl`` and ``curves.png``.
 
-    A run that finds a ``training.pt`` continues it; a different config, data set or target then
-    raises ``ConfigError`` or ``PairMismatch``.
+    A step is over the same batch, and a run therefore the same run, however ``work`` and
+    ``processes`` divide it. A run that finds a ``training.pt`` continues it; a different config,
+    data set or target then raises ``ConfigError`` or ``PairMismatch``.
     """
 
-    def __init__(self, target: Target, samples: Samples, config: TrainConfig, out: Path) -> None:
+    def __init__(
+        self,
+        target: Target,
+        samples: Samples,
+        config: TrainConfig,
+        out: Path,
+        work: Work = Work(),  # noqa: B008  frozen
+        processes: Processes = _ALONE,
+    ) -> None:
         self.config, self.out, self._target, self._samples = config, Path(out), target, samples
-        self._learner: Learner = find(config.method).load_learner()(target, config)
+        self._work, self._processes = work, processes
+        self.learner: Learner = find(config.method).load_learner()(target, config)
+        self.learner.recompute = work.recompute
+        if work.shard:
+            if processes.count == 1:
+                raise ConfigError("sharding needs several processes; start them with torchrun")
+            spread(self.learner.module)
         self._optimizer = torch.optim.AdamW(
-            self._learner.module.parameters(),
+            self.learner.module.parameters(),
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self._state = State(self.out / STATE_FILE, self.learner.module, self._optimizer, processes)
         self._training, held_out = samples.split(config.held_out, config.seed)
-        self._held_out = [
-            samples.batch(indices)
-            for indices in samples.epoch(held_out, config.batch_tokens, (config.seed,))
-        ]
+        self._held_out = samples.epoch(held_out, config.batch_tokens, (config.seed,))
         self.num_steps = config.steps or self._steps_of_epochs()
         self.step = 0
         self._history = History(self.out / HISTORY_FILE)
@@ -68,19 +84,15 @@ class Trainer:
     def run(self, report: Callable[[Progress], None] = lambda progress: None) -> None:
         """Train to the last step, saving at every interval and at the end."""
         self._resume()
-        self._learner.module.train()
-        for batch in self._batches():
+        self.learner.module.train()
+        for indices in self._batches():
             began = time.perf_counter()
-            loss, tally = self._step(batch)
+            loss, tally = self._step(indices)
             self.step += 1
-            progress = Progress(
-                self.step,
-                self.num_steps,
-                loss,
-                readings(tally),
-                float(batch.lengths.sum()) / (time.perf_counter() - began),
-            )
-            self._history.add(self._record(progress))
+            tokens = int(self._samples.lengths[indices].sum())
+            rate = tokens / (time.perf_counter() - began)
+            progress = Progress(self.step, self.num_steps, loss, readings(tally), rate)
+            self._add(self._record(progress))
             report(progress)
             if self.step % self.config.save_every == 0 or self.step == self.num_steps:
                 self._save()
@@ -95,22 +107,58 @@ class Trainer:
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _step(self, batch: Batch) -> tuple[float, Tally]:
-        config = self.config
+    def _step(self, indices: NDArray[np.int64]) -> tuple[float, Tally]:
+        """One update; every process computes its own parts of the batch."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        seed = config.seed * 1_000_003 + self.step
-        with self._autocast():
-            loss, tally = self._learner.loss(batch, self._learner.counts(batch), seed)
-        loss.backward()
-        nn.utils.clip_grad_value_(self._learner.module.parameters(), config.clip_value)
+        module, processes = self.learner.module, self._processes
+        seed = self.config.seed * 1_000_003 + self.step
+        every = slice(processes.rank, None, processes.count)
+        parts = self._samples.parts(indices, self._work.accumulate * processes.count, every)
+        counts = torch.stack([self.learner.counts(part) for part in parts]).sum(0)
+        totals = processes.sum(counts)
+        tallies = []
+        for part in parts:
+            with self._autocast():
+                loss, tally = self.learner.loss(part, totals, seed)
+            # A module that is spread adds up its gradients by itself, and takes their mean.
+            (loss * processes.count if is_spread(module) else loss).backward()
+            tallies.append({**tally, "loss": loss.detach()[None]})
+        if not is_spread(module):
+            processes.sum_gradients(module)
+        nn.utils.clip_grad_value_(module.parameters(), self.config.clip_value)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return loss.item(), tally
+        tally = processes.sum_tally(add_up(tallies))
+        return tally.pop("loss").item(), tally
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self._target.device.type, torch.bfloat16, enabled=enabled)
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def _epoch(self, number: int) -> Epoch:
+        seed = (self.config.seed, number)
+        return self._samples.epoch(self._training, self.config.batch_tokens, seed)
+
+    def _steps_of_epochs(self) -> int:
+        whole, part = divmod(self.config.epochs, 1)
+        steps = sum(len(self._epoch(number)) for number in range(int(whole)))
+        return max(1, steps + int(part * len(self._epoch(int(whole)))))
+
+    def _batches(self) -> Iterator[NDArray[np.int64]]:
+        """The samples of the steps still to do."""
+        number, passed = 0, 0
+        while passed < self.num_steps:
+            epoch = self._epoch(number)
+            first = max(0, self.step - passed)
+            for place in range(first, min(len(epoch), self.num_steps - passed)):
+                yield epoch[place]
+            passed += len(epoch)
+            number += 1
+
+    # -- files --------------------------------------------------------------------------------
 
     def _record(self, progress: Progress) -> dict[str, Any]:
         """A line of the history."""
@@ -122,88 +170,59 @@ class Trainer:
             "tokens_per_s": round(progress.tokens_per_s),
         }
 
-    # -- data ---------------------------------------------------------------------------------
-
-    def _epoch(self, number: int) -> list[list[int]]:
-        seed = (self.config.seed, number)
-        return self._samples.epoch(self._training, self.config.batch_tokens, seed)
-
-    def _steps_of_epochs(self) -> int:
-        whole, part = divmod(self.config.epochs, 1)
-        steps = sum(len(self._epoch(number)) for number in range(int(whole)))
-        return max(1, steps + int(part * len(self._epoch(int(whole)))))
-
-    def _batches(self) -> Iterator[Batch]:
-        """The batches of the steps still to do."""
-        number, passed = 0, 0
-        while passed < self.num_steps:
-            epoch = self._epoch(number)
-            for indices in epoch[max(0, self.step - passed) :][: self.num_steps - self.step]:
-                yield self._samples.batch(indices)
-            passed += len(epoch)
-            number += 1
-
-    # -- files --------------------------------------------------------------------------------
+    def _add(self, record: dict[str, Any]) -> None:
+        if self._processes.is_first:
+            self._history.add(record)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
-        tokens = int(self._samples.lengths.sum())
-        return {**asdict(self.config), "samples": len(self._samples), "tokens": tokens}
+        samples = self._samples
+        data = {"samples": len(samples), "tokens": samples.num_tokens, "data": samples.digest}
+        return {**asdict(self.config), **data}
 
     def _resume(self) -> None:
-        path = self.out / STATE_FILE
-        if not path.exists():
-            self._history.keep(0)
-            return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            stored, target, step = state["identity"], state["target"], int(state["step"])
-            head, optimizer = state["head"], state["optimizer"]
-        except Exception as error:  # a damaged archive raises many kinds
-            raise CheckpointError(
-                f"{path} is damaged ({error}); delete it to start again"
-            ) from error
-        checkpoint.check_target(path, target, self._target.fingerprint())
-        for name, value in self._identity().items():
-            if stored.get(name) != value:
-                raise ConfigError(
-                    f"{path} belongs to another run: {name} was {stored.get(name)!r}, now "
-                    f"{value!r}; use the old setting, or another --out"
-                )
-        self._learner.module.load_state_dict(head)
-        self._optimizer.load_state_dict(optimizer)
-        self.step = step
-        self._history.keep(step)
+        state = self._state.read()
+        if state is not None:
+            path, stored = self._state.path, state["identity"]
+            checkpoint.check_target(path, state["target"], self._target.fingerprint())
+            for name, value in self._identity().items():
+                if stored.get(name) != value:
+                    raise ConfigError(
+                        f"{path} belongs to another run: {name} was {stored.get(name)!r}, now "
+                        f"{value!r}; use the old setting, or another --out"
+                    )
+            self._state.restore(state)
+            self.step = int(state["step"])
+        if self._processes.is_first:
+            self._history.keep(self.step)
 
     @torch.no_grad()
     def _judge(self) -> dict[str, Any]:
         """Quality on the held-out samples."""
-        self._learner.module.eval()
-        with self._autocast():
-            quality = readings(add_up(self._learner.judge(batch) for batch in self._held_out))
-        self._learner.module.train()
-        return quality
+        processes = self._processes
+        self.learner.module.eval()
+        own = slice(processes.rank, processes.rank + 1)
+        tallies = []
+        for number in range(len(self._held_out)):
+            (part,) = self._samples.parts(self._held_out[number], processes.count, own)
+            with self._autocast():
+                tallies.append(self.learner.judge(part))
+        self.learner.module.train()
+        return readings(processes.sum_tally(add_up(tallies)))
 
     def _save(self) -> None:
-        """Evaluate, then write the head and the state; the state last, each whole or not at all."""
+        """Evaluate, then write the checkpoint and the state; the state last, each whole or not at
+        all."""
         notes: dict[str, Any] = {"step": self.step, "training": asdict(self.config)}
-        if self._held_out:
+        if len(self._held_out):
             notes["held_out"] = self._judge()
-            self._history.add({"step": self.step, "held_out": notes["held_out"]})
-        module = self._learner.module
-        self._learner.save(module, self.out, notes)
-        state = {
-            "identity": self._identity(),
-            "target": self._target.fingerprint(),
-            "step": self.step,
-            "head": module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-        }
-        replace_files({self.out / STATE_FILE: partial(_write_state, state)})
-        draw(self._history.read(), self.out / PLOT_FILE)
-
-
-def _write_state(state: dict[str, Any], path: Path) -> None:
-    # Through a file of ours, so that a full disk is reported as one.
-    with path.open("wb") as file:
-        torch.save(state, file)
+            self._add({"step": self.step, "held_out": notes["held_out"]})
+        weights = whole_weights(self.learner.module)
+        if self._processes.is_first:
+            whole = self.learner.build()
+            whole.load_state_dict(weights)
+            self.learner.save(whole, self.out, notes)
+        target = self._target.fingerprint()
+        self._state.save({"identity": self._identity(), "target": target, "step": self.step})
+        if self._processes.is_first:
+            draw(self._history.read(), self.out / PLOT_FILE)

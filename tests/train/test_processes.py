@@ -1,0 +1,144 @@
+"""One run, divided: over parts of a step, over processes, over shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jakiro.errors import ConfigError
+from jakiro.hub import checkpoint
+from jakiro.target.target import Target
+from jakiro.train.config import Work
+from jakiro.train.samples import Samples
+from jakiro.train.trainer import Trainer
+from tests.train.test_trainer import history, short
+
+DIVIDED = """
+import shutil, sys
+from pathlib import Path
+import torch
+from jakiro.train.config import Work
+from jakiro.train.processes import joined
+from jakiro.train.trainer import Trainer
+from tests.train.support import samples_of, tiny_target
+from tests.train.test_trainer import short
+
+torch.set_num_threads(1)
+out, target, samples = Path(sys.argv[1]), tiny_target(), samples_of(8, 16)
+
+def stop(progress):
+    if progress.step == 7:
+        raise KeyboardInterrupt
+
+with joined() as processes:
+    def trainer(name, work):
+        return Trainer(target, samples, short(), out / name, work, processes)
+
+    trainer("copied", Work(accumulate=2)).run()
+    try:
+        trainer("sharded", Work(shard=True)).run(stop)
+    except KeyboardInterrupt:
+        pass
+    processes.wait()
+    if processes.is_first:
+        shutil.copytree(out / "sharded", out / "crossed")
+        print(sorted(path.name for path in (out / "sharded").glob("training*")), flush=True)
+    processes.wait()
+    trainer("sharded", Work(shard=True, recompute=True)).run()
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(target: Target, samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run by one process in one part."""
+    out = tmp_path_factory.mktemp("whole")
+    Trainer(target, samples, short(), out).run()
+    return out
+
+
+def start(script: str, count: int, *arguments: str) -> str:
+    """Run ``script`` in ``count`` processes, joined as torchrun joins them; what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[2]
+    shared = {
+        "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return "".join(printed for printed, _ in outputs)
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """The same history and the same head, but for rounding."""
+    lines, expected = history(ours), history(theirs)
+    assert len(lines) == len(expected)
+    for line, wanted in zip(lines, expected, strict=True):
+        assert same(line, wanted), (line, wanted)
+    mine, other = (checkpoint.load(place).state_dict() for place in (ours, theirs))
+    for name in other:
+        torch.testing.assert_close(mine[name], other[name], atol=2e-5, rtol=1e-3)
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equality of JSON values, numbers to five digits."""
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return bool(ours == pytest.approx(theirs, rel=1e-4, abs=1e-6))
+
+
+@pytest.mark.parametrize("work", [Work(accumulate=3), Work(recompute=True)])
+def test_parts_and_recomputation_change_nothing(
+    target: Target, samples: Samples, out: Path, whole: Path, work: Work
+) -> None:
+    Trainer(target, samples, short(), out, work).run()
+    assert_same_run(out, whole)
+
+
+def test_two_processes_make_the_same_run(
+    target: Target, samples: Samples, tmp_path: Path, whole: Path
+) -> None:
+    printed = start(DIVIDED, 2, str(tmp_path))
+    assert_same_run(tmp_path / "copied", whole)
+    assert json.loads(printed.replace("'", '"')) == ["training-4", "training.pt"]
+    assert len(list((tmp_path / "sharded" / "training-12").glob("*.distcp"))) == 2
+    assert not (tmp_path / "sharded" / "training-4").exists()
+    assert_same_run(tmp_path / "sharded", whole)
+
+    # One process goes on from the shards of two.
+    Trainer(target, samples, short(), tmp_path / "crossed").run()
+    assert_same_run(tmp_path / "crossed", whole)
+
+
+def test_shards_need_processes(target: Target, samples: Samples, out: Path) -> None:
+    with pytest.raises(ConfigError, match="torchrun"):
+        Trainer(target, samples, short(), out, Work(shard=True))
