@@ -1,4 +1,4 @@
-"""ADED (arXiv 2406.18949): trigrams learned while the text grows, and a search for the
+"""ADED (arXiv 2407.12021): trigrams learned while the text grows, and a search for the
 continuations they find likely: best first, or by PUCT, which also tries the less likely ones."""
 
 from __future__ import annotations
