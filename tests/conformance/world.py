@@ -49,6 +49,15 @@ SIZES = {
     "wide": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "expert_size": 40},
 }
 """Settings of untrained heads; a method takes those its config has."""
+VARIANTS = {
+    "decoupled": {"num_experts": 3, "branches": "decoupled", "contrast_levels": 0},
+    "ahead": {"num_experts": 2, "branches": "sum", "contrast_levels": 2},
+    "frequent": {"num_experts": 2, "branches": "decoupled", "draft_vocab_size": 41},
+}
+"""Kinds of the one-layer network, as ``jakiro/VARIANT``; otherwise wide."""
+SIZES_OF_ALL = SIZES | {name: SIZES["wide"] | kind for name, kind in VARIANTS.items()}
+SIMILAR = ("eagle1", "jakiro_star")
+"""Methods that are another one with another tree or kind of head: tested like its variants."""
 NARROW_MODEL = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -108,12 +117,15 @@ def head(of: Target, method: str, size: str = "wide") -> Any:
     fit = {"method": method, "hidden_size": of.hidden_size, "vocab_size": of.vocab_size}
     fit |= entry.settings
     known = {field.name for field in fields(config)}
-    built = network(config(**{k: v for k, v in (fit | SIZES[size]).items() if k in known}))
+    built = network(config(**{k: v for k, v in (fit | SIZES_OF_ALL[size]).items() if k in known}))
     built.to(of.dtype)
     for parameter in built.parameters():
         if parameter.ndim > 1:
             # Far larger than at the start of a training: flat predictions make shallow trees.
             torch.nn.init.normal_(parameter, std=0.12)
+    for ids in built.buffers():
+        if ids.dtype == torch.int64:
+            ids.copy_(torch.randperm(of.vocab_size)[: len(ids)].sort().values)
     return built
 
 
@@ -133,14 +145,20 @@ def draft_model(of: Target, size: str) -> Target:
 
 
 def drafter_cases() -> list[str]:
-    """Every registered drafter, those made of a head in two sizes, as ``name/size``, and every
-    arbiter over one with a cache of its own."""
+    """Every registered drafter, those made of a head in two sizes, as ``name/size``, variants of
+    one, and every arbiter over one with a cache of its own."""
     arbiters = [entry.name for entry in registry.ENTRIES.values() if entry.is_arbiter]
-    return [*trained_cases(), *untrained_cases(), *(f"{name}+jakiro/wide" for name in arbiters)]
+    over = [f"{name}+jakiro/wide" for name in arbiters]
+    return [*trained_cases(), *variant_cases(), *untrained_cases(), *over]
 
 
 def trained_cases() -> list[str]:
-    return [f"{e.name}/{size}" for e in registry.ENTRIES.values() if e.is_trained for size in SIZES]
+    trained = [entry.name for entry in registry.ENTRIES.values() if entry.is_trained]
+    return [f"{name}/{size}" for name in trained if name not in SIMILAR for size in SIZES]
+
+
+def variant_cases() -> list[str]:
+    return [*(f"{name}/wide" for name in SIMILAR), *(f"jakiro/{name}" for name in VARIANTS)]
 
 
 def untrained_cases() -> list[str]:

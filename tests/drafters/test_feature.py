@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jakiro.api import _DeterministicScores
-from jakiro.drafters.feature import FeatureDrafter, last_level_features
+from jakiro.drafters.feature import FeatureDrafter
 from jakiro.engine.engine import Engine
 from jakiro.tree.shapes import TreePlan
 from tests.conformance import world
@@ -125,9 +125,6 @@ def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(method: str)
 def test_without_contrast_a_tied_jakiro_head_is_an_eagle2_head() -> None:
     """U4: same weights in both experts, the last level by one more forward."""
 
-    class NoContrast(FeatureDrafter):
-        _contrasts = False  # type: ignore[assignment]
-
     target = world.target("llama")
     jakiro, eagle2 = world.head(target, "jakiro"), world.head(target, "eagle2")
     single = dict(eagle2.state_dict())
@@ -139,8 +136,8 @@ def test_without_contrast_a_tied_jakiro_head_is_an_eagle2_head() -> None:
     jakiro.load_state_dict(tied, strict=True)
     plan = TreePlan("dynamic", depth=5, width=4, budget=60)
     trees = []
-    for kind, head in ((NoContrast, jakiro), (FeatureDrafter, eagle2), (FeatureDrafter, jakiro)):
-        drafter = kind(head, target)
+    for head, contrasts in ((jakiro, 0), (eagle2, None), (jakiro, None)):
+        drafter = FeatureDrafter(head, target, contrasts)
         roots, _ = begun(drafter, target, PROMPTS)
         before = drafter.num_forwards
         with torch.inference_mode():
@@ -198,9 +195,3 @@ def test_noise_aware_and_deterministic_trees_give_the_same_text(method: str) -> 
         trees.append(guided.trees[0].tokens.tolist())
     assert texts[0] == texts[1] == [list(world.truth("llama", "top_p", r)) for r in range(4)]
     assert trees[0] != trees[1], "the noise is looked at"
-
-
-def test_last_level_features_gather_by_parent() -> None:
-    after_next = torch.arange(6.0).view(1, 3, 2)
-    picked = last_level_features(after_next, torch.tensor([[2, 0, 0, 1]]))
-    assert picked.tolist() == [[[4, 5], [0, 1], [0, 1], [2, 3]]]

@@ -102,7 +102,7 @@ def golden_draft(name: str) -> tuple[TokenTree, dict[str, Tensor], FeatureDrafte
 @pytest.mark.parametrize("name", ["mha", "gqa"])
 def test_the_original_tree_is_reproduced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the identity for a parent map, which is the original's defect."""
-    monkeypatch.setattr(feature, "last_level_features", lambda after_next, parent_rows: after_next)
+    monkeypatch.setattr(feature, "gathered", lambda after_next, parent_rows: after_next)
     tree, tensors, drafter = golden_draft(name)
     assert tree.tokens.tolist() == tensors["tree.tokens"].tolist()
     assert tree.depth[0].tolist() == tensors["tree.positions"].tolist()

@@ -101,6 +101,16 @@ class HeadOutput(NamedTuple):
     experts: Experts | None = None
     gates: Tensor | None = None
 
+    def at(self, pairs: Tensor) -> HeadOutput:
+        """The output of one pair per row, ``pairs`` [B]; dimension 1 stays."""
+        rows = torch.arange(len(pairs), device=pairs.device)[:, None]
+        pick = (rows, pairs[:, None])
+        return HeadOutput(
+            self.next[pick],
+            tuple(feature[pick] for feature in self.ahead),
+            None if self.experts is None else Experts(*(part[pick] for part in self.experts)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Mixing:

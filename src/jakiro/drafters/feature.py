@@ -8,6 +8,8 @@ features; rows written while a tree grows come from predicted features and are d
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import attendable
 from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.drafters.branches import Branches, Sum, branches, gathered
 from jakiro.drafters.experts import HeadOutput, fused_view
 from jakiro.drafters.nn import DraftHead
+from jakiro.drafters.vocabulary import DraftVocabulary
+from jakiro.errors import ConfigError
 from jakiro.target.features import LAST_FEATURE
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
@@ -27,29 +32,35 @@ from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
-
-def last_level_features(after_next: Tensor, parent_rows: Tensor) -> Tensor:
-    """Features [B, K, H] that score the last level without a forward.
-
-    ``after_next`` [B, R, H] is the contrastive branch of the rows fed last; a frontier node takes
-    the one of its *parent* (``parent_rows`` [B, K]), which predicts the token after the node.
-    """
-    return after_next.gather(1, parent_rows[:, :, None].expand(-1, -1, after_next.shape[-1]))
+T = TypeVar("T")
 
 
 class FeatureDrafter(Drafter):
     """Drives a ``DraftHead``: a catch-up forward over the newly committed pairs, then one forward
-    per further level; with a contrastive branch the last level costs none."""
+    per further level; each contrastive branch that is used spares the last levels one.
+
+    ``contrast_levels``: how many are used (None: all that the head has).
+    """
 
     needs = LAST_FEATURE
     can_sample = True
     plan = TreePlan("dynamic", depth=6, width=10, budget=59)
     """The published setting, for targets of billions of parameters on a GPU."""
 
-    def __init__(self, head: DraftHead, target: Target) -> None:
+    def __init__(self, head: DraftHead, target: Target, contrast_levels: int | None = None) -> None:
         self.head = packed_view(fused_view(head.eval()))
         self.name = head.config.method
+        # Candidates proposed in turn are no draw from one law.
+        self.can_sample = head.config.branches != "union"
+        has = head.config.contrast_levels
+        self._contrasts = has if contrast_levels is None else contrast_levels
+        if not 0 <= self._contrasts <= has:
+            raise ConfigError(
+                f"contrast_levels must lie between 0 and {has} with this head, got "
+                f"{contrast_levels}"
+            )
         self._target = target
+        self.vocabulary = DraftVocabulary(target, dict(head.named_buffers()).get("draft_ids"))
         self._cache = KVCache(1)
         self._features: list[Tensor] = []
         self._tokens: list[Tensor] = []
@@ -68,34 +79,44 @@ class FeatureDrafter(Drafter):
         self._tokens.append(torch.empty(0, dtype=torch.int64, device=features.device))
 
     def draft(self, request: DraftRequest) -> TokenTree:
-        depth = min(request.plan.depth, max(request.depth_caps))
-        feature, after_next = self._catch_up(request.roots, self._contrasts and depth == 2)
-        scores = self._scores(feature, request, 1)[:, 0]
+        depth, kind = min(request.plan.depth, max(request.depth_caps)), self.head.config.branches
+        contrasts = max(0, min(self._contrasts, depth - 1))
+        # Nodes deeper than this are never fed: contrasts of this level score their children.
+        last_fed = depth - 1 - contrasts
+        out = self._catch_up(request.roots, contrasts if last_fed <= 0 else 0)
+        nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
         stable = list(self._cache.lengths)
-        lengths = torch.tensor(stable, device=feature.device)
-        reach = torch.zeros(len(stable), 1, 0, dtype=torch.bool, device=feature.device)
+        lengths = torch.tensor(stable, device=request.roots.device)
+        reach = torch.zeros(len(stable), 1, 0, dtype=torch.bool, device=lengths.device)
+        # Of each frontier node below the last fed level, its ancestor there.
+        above: Tensor | None = None
 
         def expand(frontier: Frontier) -> Tensor:
-            nonlocal feature, after_next, reach
-            if after_next is not None:
-                guess = last_level_features(after_next, frontier.parent_rows)
-                return self._scores(guess, request, depth)
-            rows = frontier.parent_rows[:, :, None]
+            nonlocal out, nodes, reach, above
+            rows = frontier.parent_rows
+            if frontier.depth > last_fed:
+                above = rows if above is None else above.gather(1, rows)
+                guess = gathered(out.ahead[frontier.depth - last_fed - 1], above)
+                return scores(self._timed(lambda: Sum(guess, self.vocabulary)), frontier.depth + 1)
             width = rows.shape[1]
-            seen = reach.gather(1, rows.expand(-1, -1, reach.shape[2]))
+            seen = reach.gather(1, rows[:, :, None].expand(-1, -1, reach.shape[2]))
             own = torch.eye(width, dtype=torch.bool, device=rows.device)
             reach = torch.cat([seen, own.expand(len(stable), -1, -1)], 2)
             where = (lengths + (frontier.depth - 1))[:, None].expand(-1, width)
-            parents = feature.gather(1, rows.expand(-1, -1, feature.shape[-1]))
+            parents = nodes.carried(frontier.tokens, rows)
             span = self._cache.aim(slice(0, len(stable)), width)
             mask = attendable(reach, lengths, span)[:, None]
-            contrast = self._contrasts and frontier.depth == depth - 2
-            out = self._forward(frontier.tokens, parents, where, mask, contrast)
+            wanted = contrasts if frontier.depth == last_fed else 0
+            out = self._forward(frontier.tokens, parents, where, mask, wanted)
             self._cache.lengths = [length + width for length in self._cache.lengths]
-            feature, after_next = out.next, out.ahead[0] if out.ahead else None
-            return self._scores(feature, request, frontier.depth + 1)
+            nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
+            return scores(nodes, frontier.depth + 1)
 
-        tree = grow(request.plan, request.roots, scores, expand, request.depth_caps)
+        def scores(nodes: Branches, depth: int) -> Tensor:
+            return nodes.scores(request.noise, depth, request.plan.width)
+
+        first = scores(nodes, 1)[:, 0]
+        tree = grow(request.plan, request.roots, first, expand, request.depth_caps)
         self._cache.lengths = stable
         return tree
 
@@ -111,10 +132,10 @@ class FeatureDrafter(Drafter):
         self._features = [self._features[row] for row in rows]
         self._tokens = [self._tokens[row] for row in rows]
 
-    def _catch_up(self, roots: Tensor, contrast: bool) -> tuple[Tensor, Tensor | None]:
+    def _catch_up(self, roots: Tensor, contrasts: int) -> HeadOutput:
         """Feed the pairs committed since the last draft, the last of which ends in the root.
 
-        Returns both branches of every row's last pair, each [B, 1, H].
+        Returns the output of every row's last pair, [B, 1, ...].
         """
         new = [len(features) for features in self._features]
         tokens = pad_sequence(
@@ -128,26 +149,10 @@ class FeatureDrafter(Drafter):
         span = self._cache.aim(slice(0, rows), width)
         # Committed pairs lie at their positions, so plain causality is a comparison.
         mask = torch.arange(span, device=roots.device) <= where[:, :, None]
-        out = self._forward(tokens, features, where, mask[:, None], contrast)
+        out = self._forward(tokens, features, where, mask[:, None], contrasts)
         for row, count in enumerate(new):
             self._cache.advance(row, count)
-        last = (torch.tensor(new, device=roots.device) - 1)[:, None, None]
-        last = last.expand(-1, -1, features.shape[-1])
-        return (
-            out.next.gather(1, last),
-            out.ahead[0].gather(1, last) if out.ahead else None,
-        )
-
-    @property
-    def _contrasts(self) -> bool:
-        return self.head.config.contrast_levels > 0
-
-    def _scores(self, features: Tensor, request: DraftRequest, depth: int) -> Tensor:
-        """Log scores [B, K, V] of nodes at ``depth`` from the features [B, K, H] above them."""
-        began = time.perf_counter()
-        logits = self._target.lm_head(features)
-        self.module_ms += 1e3 * (time.perf_counter() - began)
-        return request.noise.scores(logits, depth)
+        return out.at(torch.tensor(new, device=roots.device) - 1)
 
     def _forward(
         self,
@@ -155,11 +160,18 @@ class FeatureDrafter(Drafter):
         features: Tensor,
         where: Tensor,
         mask: Tensor | None,
-        contrast: bool = False,
+        contrasts: int = 0,
     ) -> HeadOutput:
-        """One call of the head, timed and counted."""
-        began = time.perf_counter()
-        out = self.head(self._target.embed(tokens), features, where, mask, self._cache, contrast)
-        self.module_ms += 1e3 * (time.perf_counter() - began)
+        """One call of the head, counted."""
         self.num_forwards += 1
-        return out
+        return self._timed(
+            lambda: self.head(
+                self._target.embed(tokens), features, where, mask, self._cache, contrasts
+            )
+        )
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        done = work()
+        self.module_ms += 1e3 * (time.perf_counter() - began)
+        return done

@@ -32,9 +32,10 @@ class HeadConfig:
     ``active_experts``. ``contrast_levels``: for how many levels ahead the gate has a contrast; so
     many last levels of a draft cost no forward. (2 is our extension: a third group of gate rows,
     the same experts, the feature of ``i + 3``.) ``contrast_strength``: factor of what a contrast
-    subtracts. ``branches``: whether a node's children come from the gated sum, or from every active
-    expert with its own feature. ``draft_vocab_size``: score only that many tokens, those in
-    ``DraftHead.draft_ids`` (FR-Spec, arXiv 2502.14856).
+    subtracts. ``branches``: whether a node's children come from the gated ``sum``, or from the
+    active experts with a feature each: from their mixture (``decoupled``), or from their proposals
+    in turn (``union``, of a head trained as a sum). ``draft_vocab_size``: score only that many
+    tokens, ``DraftHead.draft_ids`` (FR-Spec, arXiv 2502.14856).
     """
 
     method: str
@@ -53,7 +54,7 @@ class HeadConfig:
     contrast_levels: int = 1
     contrast_strength: float = 1.0
     activation: Literal["swiglu", "gelu"] = "swiglu"
-    branches: Literal["sum", "decoupled"] = "sum"
+    branches: Literal["sum", "decoupled", "union"] = "sum"
     draft_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -85,15 +86,15 @@ class HeadConfig:
             raise ConfigError(
                 f"contrast_strength must not be negative, got {self.contrast_strength}"
             )
-        choices = {"activation": tuple(EXPERTS), "branches": ("sum", "decoupled")}
+        choices = {"activation": tuple(EXPERTS), "branches": ("sum", "decoupled", "union")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        if self.branches == "decoupled" and self.active_experts < 2:
+        if self.branches != "sum" and self.active_experts < 2:
             raise ConfigError(
-                "decoupled branches need at least 2 active experts, got "
+                f"{self.branches} branches need at least 2 active experts, got "
                 f"active_experts = {self.active_experts}"
             )
 
@@ -172,7 +173,7 @@ class _Layer(nn.Module):
                 config.active_experts,
                 config.contrast_levels,
                 config.contrast_strength,
-                config.branches == "decoupled",
+                config.branches != "sum",
             )
             self.mlp_moe = Mixture(*sizes, config.activation, mixing)
         self.num_experts = config.num_experts

@@ -70,21 +70,33 @@ def _imported(path: str) -> type:
     return loaded
 
 
-def _layer(name: str, summary: str, **settings: Any) -> Entry:
-    """A method that drafts with the one-layer network, in the common cycle."""
+def _layer(
+    name: str, summary: str, path: str = "jakiro.drafters.feature:FeatureDrafter", **settings: Any
+) -> Entry:
+    """A method that drafts with the one-layer network; ``settings`` are those of its config."""
     head = HeadPaths("jakiro.drafters.nn:HeadConfig", "jakiro.drafters.nn:DraftHead", settings)
-    path, learner = (
-        "jakiro.drafters.feature:FeatureDrafter",
-        "jakiro.train.feature_head:FeatureHead",
-    )
-    return Entry(name, path, summary, "head", head, learner)
+    return Entry(name, path, summary, "head", head, "jakiro.train.feature_head:FeatureHead")
 
 
-_ONE_EXPERT = {"num_experts": 1, "active_experts": 1, "contrast_levels": 0}
+_ONE_EXPERT: dict[str, Any] = {"num_experts": 1, "active_experts": 1, "contrast_levels": 0}
 ENTRIES = {
     entry.name: entry
     for entry in (
         _layer("jakiro", "one layer, two experts: sum and contrast"),
+        _layer(
+            "jakiro_star",
+            "one layer, two experts that propose in turn; static tree",
+            "jakiro.drafters.jakiro_star:JakiroStar",
+            contrast_levels=0,
+            activation="gelu",
+            branches="union",
+        ),
+        _layer(
+            "eagle1",
+            "one layer on the last feature, static tree",
+            "jakiro.drafters.eagle1:Eagle1",
+            **_ONE_EXPERT,
+        ),
         _layer("eagle2", "one layer on the last feature, dynamic tree", **_ONE_EXPERT),
         Entry(
             "medusa",

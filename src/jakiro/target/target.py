@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jakiro.cache.kv_cache import KVCache
@@ -189,6 +190,25 @@ class Target:
     def lm_head(self, features: Tensor) -> Tensor:
         """Logits [.., V] of last features [.., H]: head, then the family's scale and soft cap."""
         return self._head_transform(self._runner.get_output_embeddings()(features))
+
+    def lm_head_of(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """``lm_head`` for the tokens ``ids`` [D] alone: from [.., H] to [.., D]. The rows of the
+        head are copied."""
+        source: Any = self.model.get_output_embeddings()
+        with torch.no_grad():
+            head = nn.utils.skip_init(
+                nn.Linear,
+                self.hidden_size,
+                len(ids),
+                source.bias is not None,
+                device=source.weight.device,
+                dtype=source.weight.dtype,
+            )
+            head.weight.copy_(source.weight[ids])
+            if source.bias is not None:
+                head.bias.copy_(source.bias[ids])
+        packed = packed_view(head.requires_grad_(False))
+        return lambda features: self._head_transform(packed(features))
 
     def fingerprint(self) -> dict[str, Any]:
         """What a drafter checkpoint remembers of its target: sizes and a hash of the embedding.

@@ -21,7 +21,7 @@ class HeadOptions:
     num_experts: int | None = None
     active_experts: int | None = None
     contrast_levels: int | None = None
-    branches: Literal["sum", "decoupled"] | None = None
+    branches: Literal["sum", "decoupled", "union"] | None = None
 
     def __post_init__(self) -> None:
         if self.expert_size is not None:

@@ -25,6 +25,9 @@ EAGLE1_PATHS: tuple[Path, ...] = (
 """The 25-node tree of EAGLE-1 (arXiv 2401.15077): a digit is the rank among the parent's
 candidates."""
 
+NAMED_PATHS = {"eagle1": EAGLE1_PATHS, "jakiro_star": (*EAGLE1_PATHS, (0,) * 6)}
+"""Published static trees."""
+
 
 @dataclass(frozen=True, slots=True)
 class TreePlan:
@@ -73,8 +76,9 @@ class TreePlan:
 
     @classmethod
     def parse(cls, text: str) -> TreePlan:
-        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET``, ``static:eagle1``, or ``static:`` and
-        rank paths like ``0,1,0.0``. ``str`` of a plan gives its text."""
+        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET``, ``static:`` and the name of a published
+        tree, like ``static:eagle1``, or ``static:`` and rank paths like ``0,1,0.0``. ``str`` of a
+        plan gives its text."""
         kind, _, rest = text.partition(":")
         try:
             if kind == "chain":
@@ -82,8 +86,8 @@ class TreePlan:
             if kind == "dynamic":
                 depth, width, budget = (int(part) for part in rest.split(","))
                 return cls("dynamic", depth, width, budget)
-            if (kind, rest) == ("static", "eagle1"):
-                return cls.static(EAGLE1_PATHS)
+            if kind == "static" and rest in NAMED_PATHS:
+                return cls.static(NAMED_PATHS[rest])
             if kind == "static":
                 paths = (path.split(".") for path in rest.split(","))
                 return cls.static(tuple(tuple(int(rank) for rank in path) for path in paths))

@@ -1,0 +1,119 @@
+"""What the nodes fed last say of their children: draft logits, and the feature each child carries.
+
+The gated sum gives a node one feature, shared by all its children. *Decoupled*, every active expert
+keeps its own: the children come from the mixture ``m(x) = sum_j w_j softmax(W (h + E_j))(x)``, so
+candidates of different experts merge and the gate shares the places out; and a child carries the
+feature of the expert that explains it best, ``argmax_j w_j P_j(x)``. So siblings are continued from
+different representations at every level (arXiv 2502.06282; how they compete is our reading).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from jakiro.drafters.base import DraftNoise
+from jakiro.drafters.experts import Experts, HeadOutput
+from jakiro.drafters.vocabulary import DraftVocabulary
+
+
+class Branches(ABC):
+    """One level of fed nodes, R per row."""
+
+    @abstractmethod
+    def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
+        """Log scores [B, R, V] (float32) of children at ``depth``, ``width`` of which will be
+        made."""
+
+    @abstractmethod
+    def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Features [B, F, H] that the children ``tokens`` [B, F] of the nodes ``rows`` [B, F] are
+        fed with."""
+
+
+class Sum(Branches):
+    """One feature per node."""
+
+    def __init__(self, features: Tensor, vocabulary: DraftVocabulary) -> None:
+        self._features, self._logits = features, vocabulary.logits(features)
+
+    def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
+        return noise.scores(self._logits, depth)
+
+    def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        return gathered(self._features, rows)
+
+
+class Decoupled(Branches):
+    """One feature per node and active expert."""
+
+    def __init__(self, experts: Experts, vocabulary: DraftVocabulary) -> None:
+        self.experts, self._vocabulary = experts, vocabulary
+        local = vocabulary.local_logits(experts.features).float().log_softmax(-1)
+        self._joint = local + experts.weights.float().log()[..., None]
+
+    def law(self) -> Tensor:
+        """[B, R, V] float32: the log of the mixture."""
+        return self._vocabulary.widened(self._joint.logsumexp(-2))
+
+    def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
+        return noise.scores(self.law(), depth)
+
+    def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        return self._of_expert(self.explained(tokens, rows).argmax(-1), rows)
+
+    def explained(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """``log w_j P_j(x)`` [B, F, K] of the children ``tokens`` of the nodes ``rows``."""
+        batch = torch.arange(len(rows), device=rows.device)[:, None]
+        return self._joint[batch, rows, :, self._vocabulary.local(tokens)]
+
+    def _of_expert(self, choice: Tensor, rows: Tensor) -> Tensor:
+        """Features [B, F, H] of expert ``choice`` [B, F] at the nodes ``rows``."""
+        batch = torch.arange(len(rows), device=rows.device)[:, None]
+        return self.experts.features[batch, rows, choice]
+
+
+class Union(Decoupled):
+    """The experts propose in turn, the one with the larger gate first, each its best token that is
+    new, until there are enough; a child carries the feature of the expert that proposed it."""
+
+    def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
+        wide = self._vocabulary.widened(self._joint)
+        alone = noise.scores(wide.flatten(1, 2), depth).view_as(wide)
+        width = min(width, wide.shape[-1])
+        self._proposed = alone.topk(width).indices
+        # In the order of proposal: [B, R, W K].
+        order = self.experts.weights.argsort(-1, descending=True)
+        turns = self._proposed.gather(2, order[..., None].expand_as(self._proposed))
+        turns = turns.transpose(-1, -2).flatten(-2)
+        earlier = torch.ones(2 * turns.shape[-1:], dtype=torch.bool, device=turns.device).tril(-1)
+        is_new = ~((turns[..., None] == turns[..., None, :]) & earlier).any(-1)
+        is_taken = is_new & (is_new.cumsum(-1) <= width)
+        # A token is taken at its first proposal; later ones must not undo that.
+        taken = torch.zeros_like(wide[..., 0, :]).scatter_add_(-1, turns, is_taken.to(wide.dtype))
+        return super().scores(noise, depth, width).masked_fill(taken == 0, -torch.inf)
+
+    def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        batch = torch.arange(len(rows), device=rows.device)[:, None]
+        found = self._proposed[batch, rows] == tokens[..., None, None]
+        # The first place of each expert's list; behind its end where the token is not in it.
+        rank = torch.where(found.any(-1), found.float().argmax(-1), found.shape[-1])
+        turn = self.experts.weights.argsort(-1, descending=True).argsort(-1)[batch, rows]
+        return self._of_expert((rank * rank.shape[-1] + turn).argmin(-1), rows)
+
+
+KINDS = {"decoupled": Decoupled, "union": Union}
+
+
+def branches(out: HeadOutput, kind: str, vocabulary: DraftVocabulary) -> Branches:
+    """What the nodes of ``out`` say, by the ``branches`` of the head's config."""
+    if out.experts is None:
+        return Sum(out.next, vocabulary)
+    return KINDS[kind](out.experts, vocabulary)
+
+
+def gathered(features: Tensor, rows: Tensor) -> Tensor:
+    """[B, F, H]: the entries ``rows`` [B, F] of ``features`` [B, R, H]."""
+    return features.gather(1, rows[:, :, None].expand(-1, -1, features.shape[-1]))
