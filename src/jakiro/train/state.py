@@ -9,6 +9,7 @@ number of processes.
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +119,10 @@ class State:
             parts = {name: state[name] for name in ("weights", "optimizer")}
             directory = self.path.with_name(state["shards"])
             try:
-                load_shards(parts, checkpoint_id=directory, no_dist=self.processes.count == 1)
+                with warnings.catch_warnings():
+                    # One process may well go on where several stopped.
+                    warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                    load_shards(parts, checkpoint_id=directory)
             except Exception as error:
                 raise CheckpointError(
                     f"{directory} is damaged ({error}); delete it and {self.path} to start again"
