@@ -46,6 +46,13 @@ JAKIRO: Shapes = ATTENTION | {
     "layers.0.mlp_moe.experts.1.up_proj.weight": (HIDDEN, HIDDEN),
     "layers.0.mlp_moe.experts.1.down_proj.weight": (HIDDEN, HIDDEN),
 }
+JAKIRO_STAR: Shapes = ATTENTION | {
+    "layers.0.mlp_moe.gate.weight": (2, HIDDEN),
+    "layers.0.mlp_moe.experts.0.fc.weight": (INNER, HIDDEN),
+    "layers.0.mlp_moe.experts.0.proj.weight": (HIDDEN, INNER),
+    "layers.0.mlp_moe.experts.1.fc.weight": (INNER, HIDDEN),
+    "layers.0.mlp_moe.experts.1.proj.weight": (HIDDEN, INNER),
+}
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "bos_token_id": 1,
@@ -83,6 +90,7 @@ MEDUSA_CONFIG = {
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
 SOURCES: dict[str, tuple[Shapes, dict[str, Any]]] = {
     "jakiro": (JAKIRO, CONFIG | EXPERTS),
+    "jakiro_star": (JAKIRO_STAR, CONFIG | EXPERTS | {"rope_theta": 10000.0}),
     "eagle2": (EAGLE, CONFIG),
     "medusa": (MEDUSA, MEDUSA_CONFIG),
 }

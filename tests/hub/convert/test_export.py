@@ -19,7 +19,7 @@ from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
-from jakiro.hub.convert.exporting import export_head
+from jakiro.hub.convert.exporting import FORMATS, export_head
 from jakiro.hub.convert.importing import import_head, recognise
 from jakiro.hub.convert.source import read_source
 from jakiro.target.target import Target
@@ -205,6 +205,11 @@ def save(target: Target, directory: Path, **settings: Any) -> Path:
             "original",
             "draft_vocab_size 9, only with N",
         ),
+        (
+            {"method": "jakiro_star", "rope_theta": 5e5},
+            "original",
+            "rope_theta 500000.0, only with",
+        ),
         ({"method": "eagle2", "head_dim": 16}, "original", "head_dim 16, only with 8"),
         ({"method": "eagle2"}, "eagle-vllm", "vLLM's EAGLE model has no head with fc_bias True"),
     ],
@@ -218,9 +223,18 @@ def test_what_a_format_cannot_hold_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_heads_of_both_trees_are_written(tmp_path: Path, target: Target) -> None:
+    head = save(target, tmp_path / "head", method="eagle1", fc_bias=False)
+    for form in FORMATS:
+        assert export_head(head, tmp_path / form, form).method == "eagle1"
+        assert_same(read_weights(tmp_path / form), load_file(head / "model.safetensors"))
+
+
 def test_a_format_without_the_method_is_named(tmp_path: Path, target: Target) -> None:
     checkpoint.save(MedusaHeads(MedusaConfig("medusa", 32, 40)), tmp_path / "head", {})
-    with pytest.raises(CheckpointError, match="holds heads of eagle2, jakiro, but none of 'medu"):
+    with pytest.raises(
+        CheckpointError, match="holds heads of eagle1, eagle2, jakiro, but none of 'medu"
+    ):
         export_head(tmp_path / "head", tmp_path / "out", "eagle-vllm")
 
 

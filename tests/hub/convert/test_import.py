@@ -86,6 +86,51 @@ def test_settings_come_from_tensors_and_config(method: str, tmp_path: Path, targ
     assert {name: found[name] for name in expected} == expected
 
 
+def test_gelu_experts_say_what_the_released_module_says(tmp_path: Path, target: Target) -> None:
+    """Whose rotary base is 10000, whatever its config says."""
+    tensors, config = published("jakiro_star", torch.float32)
+    synthetic.write(tmp_path / "in", tensors, config | {"rope_theta": 500000.0})
+    convert(tmp_path / "in", target)
+    head = checkpoint.load(tmp_path / "out", target.fingerprint())
+    assert isinstance(head, DraftHead)
+    assert head.config.rope_theta == 10000.0
+
+    states, where = torch.randn(1, 5, 32), torch.arange(5)[None]
+    moe = "layers.0.mlp_moe"
+    with torch.no_grad():
+        found = head.layers[0](states, where, None, None, 0)
+        residual = states + head.layers[0].self_attn(states, where, None, None)
+        scale = tensors["layers.0.post_attention_layernorm.weight"]
+        normed = residual * (residual.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * scale
+        shares = (normed @ tensors[f"{moe}.gate.weight"].T).softmax(-1)
+        parts = []
+        for number in range(2):
+            wide = normed @ tensors[f"{moe}.experts.{number}.fc.weight"].T
+            active = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
+            parts.append(active @ tensors[f"{moe}.experts.{number}.proj.weight"].T)
+    expected = residual + shares[..., :1] * parts[0] + shares[..., 1:] * parts[1]
+    torch.testing.assert_close(found.next, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("experts.0.fc1.weight", (32, 32), r"experts of three layers \(fc, proj, fc1\)"),
+        ("gate.weight", (4, 32), "2 GELU experts and a gate of 4 rows"),
+        ("experts.2.fc.weight", (48, 32), "3 GELU experts and a gate of 2 rows"),
+        ("experts.1.up_proj.weight", (48, 32), "unexpected tensors: layers.0.mlp_moe.experts.1.up"),
+    ],
+)
+def test_gelu_experts_of_other_shapes_are_named(
+    name: str, shape: tuple[int, ...], message: str, tmp_path: Path, target: Target
+) -> None:
+    tensors, config = published("jakiro_star")
+    tensors[f"layers.0.mlp_moe.{name}"] = torch.ones(shape)
+    synthetic.write(tmp_path / "in", tensors, config)
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path / "in", target)
+
+
 def test_views_of_one_storage_become_tensors_of_their_own(tmp_path: Path, target: Target) -> None:
     tensors, config = published("eagle2")
     both = torch.nn.Parameter(torch.randn(48, 64)).half()

@@ -49,4 +49,4 @@ def _vllm(config: HeadConfig) -> Settings:
 
 
 _FORMATS = {"original": _original, "eagle-vllm": _vllm}
-LAYOUT = Layout("EAGLE", "eagle2", _recognises, _config, _FORMATS, LEFT_OUT)
+LAYOUT = Layout("EAGLE", ("eagle2", "eagle1"), _recognises, _config, _FORMATS, LEFT_OUT)

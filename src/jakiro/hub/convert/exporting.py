@@ -97,9 +97,9 @@ def _layout(method: str, form: str) -> Layout:
     if form not in FORMATS:
         raise UnknownName("format", form, list(FORMATS))
     for layout in LAYOUTS:
-        if layout.method == method and form in layout.formats:
+        if method in layout.methods and form in layout.formats:
             return layout
-    able = sorted(layout.method for layout in LAYOUTS if form in layout.formats)
+    able = sorted(name for layout in LAYOUTS if form in layout.formats for name in layout.methods)
     raise CheckpointError(
         f"the format {form} holds heads of {', '.join(able)}, but none of {method!r}"
     )

@@ -12,12 +12,12 @@ from jakiro.drafters import registry
 from jakiro.drafters.base import Head, HeadSettings
 from jakiro.errors import CheckpointError
 from jakiro.hub import checkpoint
-from jakiro.hub.convert import eagle, jakiro, medusa
+from jakiro.hub.convert import eagle, jakiro, jakiro_star, medusa
 from jakiro.hub.convert.layout import Layout
 from jakiro.hub.convert.source import Source, widest
 from jakiro.target.target import Target
 
-LAYOUTS = (jakiro.LAYOUT, eagle.LAYOUT, medusa.LAYOUT)
+LAYOUTS = (jakiro.LAYOUT, jakiro_star.LAYOUT, eagle.LAYOUT, medusa.LAYOUT)
 """Every layout that is understood, in the order of asking."""
 
 _SHOWN = 12

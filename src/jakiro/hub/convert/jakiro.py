@@ -69,4 +69,4 @@ def _vllm(config: HeadConfig) -> Settings:
 
 
 _FORMATS = {"original": _original, "eagle-vllm": _vllm}
-LAYOUT = Layout("Jakiro", "jakiro", _recognises, _config, _FORMATS, LEFT_OUT)
+LAYOUT = Layout("Jakiro", ("jakiro",), _recognises, _config, _FORMATS, LEFT_OUT)

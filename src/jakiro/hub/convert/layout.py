@@ -18,6 +18,7 @@ Settings = dict[str, Any]
 class Layout:
     """One published form of a draft head.
 
+    ``methods``: our methods whose heads it holds; an imported head is for the first.
     ``recognises`` looks at names only, and raises ``CheckpointError`` for a relative that is known
     and not supported. ``config`` reads the settings of the head off the tensors. ``formats`` gives
     the ``config.json`` of such a head for every format that may hold it, or raises
@@ -27,7 +28,7 @@ class Layout:
     """
 
     title: str
-    method: str
+    methods: tuple[str, ...]
     recognises: Callable[[Source], bool]
     config: Callable[[Source, Target], HeadSettings]
     formats: Mapping[str, Callable[[Any], Settings]]

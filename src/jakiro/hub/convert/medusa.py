@@ -61,7 +61,7 @@ def _original(config: MedusaConfig) -> Settings:
 
 LAYOUT = Layout(
     "Medusa",
-    "medusa",
+    ("medusa",),
     _recognises,
     _config,
     {"original": _original},
