@@ -116,7 +116,7 @@ def usable_drafters(target: str | Path | PreTrainedModel) -> list[str]:
     return [
         entry.name
         for entry in registry.ENTRIES.values()
-        if not entry.is_trained or (bundled and _bundled_drafter(entry.name).is_dir())
+        if not entry.is_trained or (bundled and bundled_drafter(entry.name).is_dir())
     ]
 
 
@@ -141,7 +141,7 @@ def _bundled(name: str) -> Path:
     return Path(str(files("jakiro") / "models" / name))
 
 
-def _bundled_drafter(name: str) -> Path:
+def bundled_drafter(name: str) -> Path:
     """Where the drafter of the bundled target is, if there is one."""
     return _bundled(f"{BUNDLED_TARGET}-{name}")
 
@@ -195,7 +195,7 @@ def _load_drafter(
             f"the bundled {name!r} was trained for the bundled target {BUNDLED_TARGET!r}; train "
             f"one for yours {advice}"
         )
-    directory = _bundled_drafter(name)
+    directory = bundled_drafter(name)
     if not directory.is_dir():
         raise CheckpointError(f"no {name!r} is bundled; train one {advice}")
     return _from_directory(directory, target, tokenizer)

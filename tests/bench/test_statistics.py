@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jakiro.bench.statistics import Spread, loops, repeated_share
+from jakiro.bench.statistics import Ratio, Spread, loops, repeated_share
 
 
 def test_a_text_without_repeats() -> None:
@@ -53,3 +54,44 @@ def test_the_interval_narrows_with_the_sample() -> None:
     assert few is not None
     assert many is not None
     assert many.interval_high - many.interval_low < few.interval_high - few.interval_low
+
+
+def counts() -> st.SearchStrategy[list[tuple[int, int]]]:
+    return st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=12)
+
+
+@given(counts())
+def test_a_ratio_resamples_prompts_whole(pairs: list[tuple[int, int]]) -> None:
+    """Against a scalar bootstrap: the same draws, one sum at a time, quantiles by interpolation."""
+    parts, wholes = zip(*pairs, strict=True)
+    found = Ratio.of(parts, wholes, num_resamples=50)
+    if sum(wholes) == 0:
+        assert found is None
+        return
+    assert found is not None
+    drawn = np.random.default_rng(0).integers(0, len(pairs), (50, len(pairs))).tolist()
+    ratios = []
+    for draw in drawn:
+        below = sum(pairs[prompt][1] for prompt in draw)
+        if below:
+            ratios.append(sum(pairs[prompt][0] for prompt in draw) / below)
+    ratios.sort()
+    assert found.value == pytest.approx(sum(parts) / sum(wholes))
+    assert found.interval_low == pytest.approx(interpolated(ratios, 0.025))
+    assert found.interval_high == pytest.approx(interpolated(ratios, 0.975))
+
+
+def interpolated(ordered: list[float], share: float) -> float:
+    """The quantile of sorted values, between its two neighbours."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def test_overlap() -> None:
+    low, high = Ratio(1.0, 0.5, 1.5), Ratio(2.0, 1.6, 2.5)
+    assert not low.overlaps(high)
+    assert not high.overlaps(low)
+    assert low.overlaps(Ratio(2.0, 1.5, 2.5))
+    assert Ratio(1.0, 0.0, 9.0).overlaps(low)

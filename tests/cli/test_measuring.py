@@ -1,4 +1,5 @@
-"""``demo``, ``bench`` and ``check``: what they print, and that a wrong engine cannot pass."""
+"""``demo``, ``bench``, ``reproduce`` and ``check``: what they print, and that a wrong engine cannot
+pass."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from jakiro.bench import grid
 from jakiro.cli import session
 from jakiro.engine.engine import Engine
+from jakiro.errors import RowFailed
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -26,12 +29,12 @@ def gullible(tree: TokenTree, nodes: NodeView) -> Verdict:
 
 @pytest.fixture
 def with_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every engine that drafts follows a wrong rule."""
+    """Every engine that drafts follows a wrong rule that claims to be exact."""
     build = Engine.__init__
 
     def spoiled(self: Engine, target: Any, drafter: Any, rule: Rule, **rest: Any) -> None:
         is_plain = drafter.name == "none"
-        build(self, target, drafter, rule if is_plain else Rule("lossy", "lossy", gullible), **rest)
+        build(self, target, drafter, rule if is_plain else Rule("match", "exact", gullible), **rest)
 
     monkeypatch.setattr(Engine, "__init__", spoiled)
 
@@ -65,7 +68,9 @@ def test_bench_measures_every_method_on_every_prompt(
     assert result.exit_code == 0
     record = json.loads(result.stdout)
     assert json.loads((out / "report.json").read_text("utf-8")) == record
-    methods = {row["method"]: row for row in record["tasks"]["words"]}
+    (cell,) = record["cells"]
+    assert (cell["task"], cell["temperature"], cell["batch_size"]) == ("words", 0.0, 1)
+    methods = {row["method"]: row for row in cell["methods"]}
     assert list(methods) == ["plain", "prompt_lookup", "prompt_lookup@chain:2", "transformers"]
     assert {row["num_tokens"] for row in methods.values()} == {2 * 12}
     assert {row["equality"]["num_bugs"] for row in methods.values()} == {0}
@@ -84,7 +89,101 @@ def test_bench_counts_prompts_that_do_not_fit(run: Run, target: str, tmp_path: P
     task = tmp_path / "long.jsonl"
     task.write_text('{"prompt": "w1 w2"}\n' + json.dumps({"prompt": "w1 " * 150}) + "\n")
     result = run("bench", "--target", target, "--task", str(task), "-n", "4", "--json")
-    assert json.loads(result.stdout)["num_skipped"] == {"long": 1}
+    assert [cell["num_skipped"] for cell in json.loads(result.stdout)["cells"]] == [1]
+
+
+@pytest.fixture
+def suite(target: str, prompts: str, tmp_path: Path) -> tuple[str, ...]:
+    """Arguments of a run over two temperatures and batch sizes with a head that is not at hand."""
+    path = tmp_path / "suite.toml"
+    path.write_text(
+        'tasks = ["words", "music"]\ntemperatures = [0.0, 1.0]\n'
+        '[[rows]]\nname = "chain"\ndrafter = "prompt_lookup"\ntree = "chain:2"\n'
+        '[[rows]]\nname = "better"\ndrafter = "head-of-next-year"\n'
+    )
+    batches = ("--batch", "1", "--batch", "2")
+    return ("bench", "--target", target, "--suite", str(path), "--task", prompts, *batches)
+
+
+def test_a_suite_is_measured_as_far_as_it_is_at_hand(run: Run, suite: tuple[str, ...]) -> None:
+    result = run(*suite, "-n", "8", "-m", "own=prompt_lookup,noise_aware=false", "--json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    assert "unknown drafter 'head-of-next-year'" in record["not_measured"]["better"]
+    assert "not at hand" in record["not_measured"]["music"]
+    places = [(cell["temperature"], cell["batch_size"]) for cell in record["cells"]]
+    assert places == [(0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)]
+    for cell in record["cells"]:
+        assert [row["method"] for row in cell["methods"]] == ["plain", "chain", "own"]
+        assert len({row["output_sha256"] for row in cell["methods"]}) == 1
+    digests = [cell["methods"][0]["output_sha256"] for cell in record["cells"]]
+    assert digests[0] == digests[1] != digests[2] == digests[3]
+
+
+def test_a_row_given_by_hand_has_to_be_there(run: Run, suite: tuple[str, ...]) -> None:
+    result = run(*suite, "-m", "x=head-of-last-year")
+    assert result.exit_code == 2
+    assert "unknown drafter 'head-of-last-year'" in result.stderr
+
+
+def test_an_interrupted_suite_goes_on(
+    run: Run, suite: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = (*suite, "-n", "8", "--out", str(out))
+    summarise = grid.summarise
+    calls: list[int] = []
+
+    def killed(*given: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 3:
+            raise RowFailed("killed")
+        return summarise(*given)
+
+    monkeypatch.setattr(grid, "summarise", killed)
+    assert run(*arguments).exit_code == 1
+    half = json.loads((out / "report.json").read_text("utf-8"))
+    assert len(half["cells"]) == 2
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "2 cells" in result.stderr
+    whole = json.loads((out / "report.json").read_text("utf-8"))
+    assert whole["cells"][:2] == half["cells"], "finished cells must stay as they were measured"
+    assert len(whole["cells"]) == 4
+    assert len(calls) == 5
+    refused = run(*suite, "-n", "9", "--out", str(out))
+    assert refused.exit_code == 2
+    assert "max_new_tokens is 9 and was 8" in refused.stderr
+
+
+def test_a_report_is_reproduced(
+    run: Run, suite: tuple[str, ...], prompts: str, tmp_path: Path
+) -> None:
+    assert run(*suite, "-n", "8", "--out", str(tmp_path / "out")).exit_code == 0
+    path = tmp_path / "out" / "report.json"
+    again = ("reproduce", str(path), "--task", prompts, "--json")
+    result = run(*again)
+    assert result.exit_code == 0
+    findings = json.loads(result.stdout)["findings"]
+    assert {each["method"] for each in findings} == {"plain", "chain"}
+    assert len({tuple(each["place"]) for each in findings}) == 4
+    assert all(each["is_equal"] for each in findings if each["quantity"] != "speedup")
+
+    record = json.loads(path.read_text("utf-8"))
+    first, _, rest = record["cells"][0]["texts"][0].partition(" ")
+    record["cells"][0]["texts"][0] = f"{(int(first) + 1) % 30} {rest}"
+    path.write_text(json.dumps(record))
+    result = run(*again)
+    assert result.exit_code == 1
+    failures = [each for each in json.loads(result.stdout)["findings"] if each["is_failure"]]
+    assert [(each["quantity"], each["method"]) for each in failures] == [("text 0", "plain")]
+    assert "bug: token 0" in failures[0]["detail"]
+
+    record["settings"]["target_sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    refused = run(*again)
+    assert refused.exit_code == 1
+    assert "the target is not the one that was measured" in refused.stderr
 
 
 def test_bench_says_where_it_cannot_write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +31,14 @@ class Environment:
     commit: str | None
     """With ``+changes`` where the work tree differs from it; None outside a checkout."""
     date: str
+
+    def difference(self, other: Environment) -> str | None:
+        """What of the machine is another in ``other``, in words; commit and date may differ."""
+        mine, theirs = asdict(self), asdict(other)
+        for name in mine:
+            if name not in ("commit", "date") and mine[name] != theirs[name]:
+                return f"{name} is {theirs[name]} and was {mine[name]}"
+        return None
 
 
 def environment() -> Environment:

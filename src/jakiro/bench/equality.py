@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Divergence:
     """By how much the choice beats the lesser of the two tokens, noise included, in units of
     processed logits; None where a filter excludes that token or a text had ended."""
     is_near_tie: bool
+
+    @property
+    def outcome(self) -> Literal["near-tie", "bug"]:
+        return "near-tie" if self.is_near_tie else "bug"
 
 
 def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:

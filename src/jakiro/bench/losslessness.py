@@ -38,9 +38,7 @@ class Cell:
 
     @property
     def outcome(self) -> Literal["equal", "near-tie", "bug"]:
-        if self.divergence is None:
-            return "equal"
-        return "near-tie" if self.divergence.is_near_tie else "bug"
+        return "equal" if self.divergence is None else self.divergence.outcome
 
 
 def check_pair(

@@ -1,7 +1,7 @@
 """Methods in alternation on the same prompts.
 
 Every speed figure is a ratio of two wall times that were taken one after the other, on the same
-prompt, model, threads and number of tokens; the order of the methods rotates. What a machine does
+prompts, model, threads and number of tokens; the order of the methods rotates. What a machine does
 besides then falls on all methods alike.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -19,15 +19,17 @@ from jakiro.engine.stats import Stats
 from jakiro.errors import RowFailed
 from jakiro.sampling.params import SamplingParams
 
+Promise = Literal["exact", "in_law", "lossy"]
+"""As of a rule of ``jakiro.verify``."""
+
 PLAIN = "plain"
 """The method that all others are compared with: the same engine without a drafter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt of a task, with everything its text depends on."""
+    """One prompt with everything its text depends on."""
 
-    task: str
     prompt_ids: list[int]
     params: SamplingParams
 
@@ -41,12 +43,15 @@ class Answer:
 
 
 class Method(Protocol):
-    """A way to answer a request."""
+    """A way to answer requests, and what it promises about the texts."""
 
     @property
     def name(self) -> str: ...
 
-    def answer(self, request: Request) -> Answer: ...
+    @property
+    def promise(self) -> Promise: ...
+
+    def answer(self, batch: Sequence[Request]) -> list[Answer]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +61,39 @@ class EngineMethod:
     name: str
     engine: Engine
 
-    def answer(self, request: Request) -> Answer:
-        """Raises ``RowFailed`` if the request ends in an error."""
-        done = self.engine.generate([request.prompt_ids], request.params)[0]
-        if done.finish_reason == "error":
-            raise RowFailed(f"{self.name} failed on a prompt of {request.task}: {done.error}")
-        return Answer(done.token_ids, done.stats)
+    @property
+    def promise(self) -> Promise:
+        return self.engine.rule.promise
+
+    def answer(self, batch: Sequence[Request]) -> list[Answer]:
+        """Raises ``RowFailed`` if a request ends in an error."""
+        prompts = [request.prompt_ids for request in batch]
+        answers = []
+        for done in self.engine.generate(prompts, [request.params for request in batch]):
+            if done.finish_reason == "error":
+                raise RowFailed(f"{self.name} failed on a prompt: {done.error}")
+            answers.append(Answer(done.token_ids, done.stats))
+        return answers
 
 
 @dataclass(frozen=True, slots=True)
 class TransformersMethod:
-    """``model.generate`` of ``transformers``, for scale. Sampled texts are its own."""
+    """``model.generate`` of ``transformers``, for scale, one request after the other. Sampled
+    texts are its own."""
 
     name: str
     model: Any
     eos_ids: tuple[int, ...] = ()
 
+    @property
+    def promise(self) -> Promise:
+        return "in_law"
+
+    def answer(self, batch: Sequence[Request]) -> list[Answer]:
+        return [self._answer(request) for request in batch]
+
     @torch.inference_mode()
-    def answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Answer:
         params = request.params
         ids = torch.tensor([request.prompt_ids], device=self.model.device)
         settings: dict[str, Any] = {"do_sample": not params.is_greedy}
@@ -99,41 +119,48 @@ class TransformersMethod:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer and its wall time, prefill included."""
+    """The answers to one batch and their wall time together, prefill included."""
 
-    request: int
-    """Index among the requests of the run."""
+    requests: tuple[int, ...]
+    """Indices among the requests of the run; by default one."""
     repetition: int
     method: str
     wall_ms: float
-    answer: Answer
+    answers: tuple[Answer, ...]
 
 
 def measure(
     methods: Sequence[Method],
     requests: Sequence[Request],
     *,
+    batch_size: int = 1,
     repetitions: int = 1,
     num_warmup: int = 1,
     progress: Callable[[Sample], None] = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Sample]:
-    """Every method on every request, ``repetitions`` times, in rotating order.
+    """Every method on every batch of ``batch_size`` requests (the last one may be smaller),
+    ``repetitions`` times, in rotating order.
 
-    The first ``num_warmup`` requests are answered once by every method beforehand, unmeasured.
+    The first ``num_warmup`` batches are answered once by every method beforehand, unmeasured.
     ``clock`` returns seconds; ``progress`` hears of every sample.
     """
-    for request in requests[:num_warmup]:
+    places = range(0, len(requests), batch_size)
+    batches = [range(len(requests))[place : place + batch_size] for place in places]
+    for batch in batches[:num_warmup]:
         for method in methods:
-            method.answer(request)
+            method.answer([requests[index] for index in batch])
     samples = []
     for repetition in range(repetitions):
-        for index, request in enumerate(requests):
-            first = (repetition + index) % len(methods)
+        for turn, batch in enumerate(batches):
+            first = (repetition + turn) % len(methods)
             for method in (*methods[first:], *methods[:first]):
+                asked = [requests[index] for index in batch]
                 began = clock()
-                answer = method.answer(request)
+                answers = method.answer(asked)
                 wall_ms = 1e3 * (clock() - began)
-                samples.append(Sample(index, repetition, method.name, wall_ms, answer))
+                samples.append(
+                    Sample(tuple(batch), repetition, method.name, wall_ms, tuple(answers))
+                )
                 progress(samples[-1])
     return samples

@@ -41,6 +41,36 @@ class Spread:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio of two sums over prompts, with its bootstrap 95% interval over prompts."""
+
+    value: float
+    interval_low: float
+    interval_high: float
+
+    @classmethod
+    def of(
+        cls, parts: Sequence[float], wholes: Sequence[float], num_resamples: int = 2000
+    ) -> Ratio | None:
+        """sum(``parts``) / sum(``wholes``), one entry of each per prompt; None where the wholes
+        sum to 0. A prompt is drawn with both of its entries, seeded as in ``Spread``; draws whose
+        wholes sum to 0 say nothing and are left out."""
+        part, whole = (np.asarray(values, dtype=np.float64) for values in (parts, wholes))
+        if not whole.sum():
+            return None
+        drawn = np.random.default_rng(0).integers(0, len(part), (num_resamples, len(part)))
+        below = whole[drawn].sum(axis=1)
+        ratios = part[drawn].sum(axis=1)[below > 0] / below[below > 0]
+        low, high = np.quantile(ratios, [0.025, 0.975])
+        return cls(float(part.sum() / whole.sum()), float(low), float(high))
+
+    def overlaps(self, other: Ratio) -> bool:
+        """The two intervals share a value."""
+        is_below = self.interval_high < other.interval_low
+        return not is_below and self.interval_low <= other.interval_high
+
+
 def repeated_share(token_ids: Sequence[int], size: int = NGRAM) -> float:
     """Share of the ``size``-grams of a text that occurred earlier in it: 1 - distinct / all.
 

@@ -1,15 +1,16 @@
-"""From samples to the figures of a table."""
+"""From the samples of one cell (a task at one temperature and batch size) to figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from itertools import zip_longest
 from statistics import median
 
 from jakiro.bench.equality import Judge
-from jakiro.bench.runner import PLAIN, Request, Sample
-from jakiro.bench.statistics import Spread, loops
+from jakiro.bench.runner import PLAIN, Answer, Method, Request, Sample
+from jakiro.bench.statistics import Ratio, Spread, loops
 from jakiro.engine.stats import Stats
 
 
@@ -36,25 +37,49 @@ class Equality:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One method on one task."""
+    """One method in one cell."""
 
     method: str
     num_prompts: int
     num_tokens: int
     tokens_per_s: float
     speedup: Spread | None
-    """Plain wall time / wall time, per prompt (the median of its repetitions), over the prompts
-    whose two texts have the same number of tokens."""
+    """Plain wall time / wall time, per batch (the median of its repetitions), over the batches
+    whose texts have the same numbers of tokens both ways."""
     total_speedup: float | None
-    """Summed plain wall time / summed wall time, over the same prompts."""
-    tau: float | None
-    tau_without_loops: float | None
+    """Summed plain wall time / summed wall time, over the same batches."""
+    tau: Ratio | None
+    tau_without_loops: Ratio | None
     """Over the texts of which at most half of the 8-grams are repeats."""
     num_loops: int
-    alpha: list[float]
+    alpha: list[Ratio | None]
+    """At index d: of depth d+1; None where no node was offered."""
     shares: Shares | None
     equality: Equality | None
     """None where the texts need not be those of plain decoding."""
+    output_sha256: str
+    """Of all texts in order; see ``digest``."""
+
+
+def written(token_ids: Sequence[int]) -> str:
+    """Token ids in decimal with blanks between them, as reports store a text."""
+    return " ".join(map(str, token_ids))
+
+
+def digest(texts: Sequence[Sequence[int]]) -> str:
+    """SHA-256 in hex over the token ids of every text, one text per line as ``written``."""
+    return sha256("".join(f"{written(text)}\n" for text in texts).encode()).hexdigest()
+
+
+def texts_of(samples: Sequence[Sample], method: str) -> list[list[int]]:
+    """The text of every request in order. Repetitions write the same again; the first counts."""
+    first = {
+        request: answer.token_ids
+        for sample in samples
+        if sample.method == method and sample.repetition == 0
+        for request, answer in zip(sample.requests, sample.answers, strict=True)
+    }
+    return [first[request] for request in sorted(first)]
 
 
 def total(stats: Sequence[Stats]) -> Stats:
@@ -72,32 +97,34 @@ def total(stats: Sequence[Stats]) -> Stats:
 
 
 def summarise(
-    task: str, requests: Sequence[Request], samples: Sequence[Sample], judge: Judge | None = None
+    methods: Sequence[Method],
+    requests: Sequence[Request],
+    samples: Sequence[Sample],
+    judge: Judge | None = None,
 ) -> list[Summary]:
-    """One ``Summary`` per method for the requests of ``task``; without a ``judge`` no texts are
-    compared."""
-    here = [sample for sample in samples if requests[sample.request].task == task]
-    # In the order of the whole run: within a task it depends on where the rotation stood.
-    names = list(dict.fromkeys(sample.method for sample in samples))
-    by_method = {name: [sample for sample in here if sample.method == name] for name in names}
-    ordered = [PLAIN, *(name for name in names if name != PLAIN)]
-    return [_summary(by_method[name], by_method[PLAIN], requests, judge) for name in ordered]
+    """One ``Summary`` per method, plain decoding first; without a ``judge`` no texts are compared.
+
+    ``samples`` are those of ``measure(methods, requests)``.
+    """
+    ordered = sorted(methods, key=lambda method: method.name != PLAIN)
+    expected = texts_of(samples, PLAIN)
+    plain = [sample for sample in samples if sample.method == PLAIN]
+    summaries = []
+    for method in ordered:
+        own = [sample for sample in samples if sample.method == method.name]
+        texts = texts_of(samples, method.name)
+        equality = None if judge is None else _equality(method, requests, expected, texts, judge)
+        summaries.append(_summary(own, plain, texts, equality))
+    return summaries
 
 
 def _summary(
-    samples: list[Sample], plain: list[Sample], requests: Sequence[Request], judge: Judge | None
+    samples: list[Sample], plain: list[Sample], texts: list[list[int]], equality: Equality | None
 ) -> Summary:
-    texts = {sample.request: sample.answer.token_ids for sample in samples}
-    num_tokens = sum(len(sample.answer.token_ids) for sample in samples)
-    stats = [sample.answer.stats for sample in samples if sample.answer.stats is not None]
-    looping = {request for request, text in texts.items() if loops(text)}
-    straight = [
-        sample.answer.stats
-        for sample in samples
-        if sample.answer.stats is not None and sample.request not in looping
-    ]
-    summed = total(stats)
-    ratios, total_speedup = _ratios(samples, plain)
+    stats = _stats_by_request(samples)
+    looping = {request for request, text in enumerate(texts) if loops(text)}
+    num_tokens = sum(len(answer.token_ids) for sample in samples for answer in sample.answers)
+    ratios, total_speedup = _speedups(samples, plain)
     return Summary(
         method=samples[0].method,
         num_prompts=len(texts),
@@ -105,26 +132,53 @@ def _summary(
         tokens_per_s=num_tokens / sum(sample.wall_ms for sample in samples) * 1e3,
         speedup=Spread.of(ratios),
         total_speedup=total_speedup,
-        tau=summed.tau if stats else None,
-        tau_without_loops=total(straight).tau if straight else None,
+        tau=_tau(list(stats.values())),
+        tau_without_loops=_tau([one for request, one in stats.items() if request not in looping]),
         num_loops=len(looping),
-        alpha=summed.alpha,
-        shares=_shares(summed),
-        equality=None if judge is None else _equality(samples, plain, requests, judge),
+        alpha=_alpha(list(stats.values())),
+        shares=_shares(total(list(stats.values()))),
+        equality=equality,
+        output_sha256=digest(texts),
     )
 
 
-def _ratios(samples: list[Sample], plain: list[Sample]) -> tuple[list[float], float | None]:
-    """Per prompt the median of the paired ratios, and the ratio of the sums."""
-    baseline = {(sample.request, sample.repetition): sample for sample in plain}
-    ratios: dict[int, list[float]] = {}
+def _stats_by_request(samples: list[Sample]) -> dict[int, Stats]:
+    """Per request the sum over its repetitions; nothing for a method that keeps none."""
+    found: dict[int, list[Stats]] = {}
+    for sample in samples:
+        for request, answer in zip(sample.requests, sample.answers, strict=True):
+            if answer.stats is not None:
+                found.setdefault(request, []).append(answer.stats)
+    return {request: total(each) for request, each in found.items()}
+
+
+def _tau(stats: list[Stats]) -> Ratio | None:
+    decoded = [one.num_emitted - one.num_prefills for one in stats]
+    return Ratio.of(decoded, [one.num_forwards for one in stats])
+
+
+def _alpha(stats: list[Stats]) -> list[Ratio | None]:
+    """By depth; a prompt that never reached a depth counts there with nothing offered."""
+    accepted = zip_longest(*(one.accepted_by_depth for one in stats), fillvalue=0)
+    offered = zip_longest(*(one.offered_by_depth for one in stats), fillvalue=0)
+    return [Ratio.of(*depth) for depth in zip(accepted, offered, strict=True)]
+
+
+def _speedups(samples: list[Sample], plain: list[Sample]) -> tuple[list[float], float | None]:
+    """Per batch the median of the paired ratios, and the ratio of the sums."""
+    baseline = {(sample.requests, sample.repetition): sample for sample in plain}
+    ratios: dict[tuple[int, ...], list[float]] = {}
     plain_ms = own_ms = 0.0
     for sample in samples:
-        other = baseline[sample.request, sample.repetition]
-        if len(other.answer.token_ids) == len(sample.answer.token_ids):
-            ratios.setdefault(sample.request, []).append(other.wall_ms / sample.wall_ms)
+        other = baseline[sample.requests, sample.repetition]
+        if _lengths(other.answers) == _lengths(sample.answers):
+            ratios.setdefault(sample.requests, []).append(other.wall_ms / sample.wall_ms)
             plain_ms, own_ms = plain_ms + other.wall_ms, own_ms + sample.wall_ms
     return [median(values) for values in ratios.values()], plain_ms / own_ms if own_ms else None
+
+
+def _lengths(answers: Sequence[Answer]) -> list[int]:
+    return [len(answer.token_ids) for answer in answers]
 
 
 def _shares(stats: Stats) -> Shares | None:
@@ -135,20 +189,18 @@ def _shares(stats: Stats) -> Shares | None:
 
 
 def _equality(
-    samples: list[Sample], plain: list[Sample], requests: Sequence[Request], judge: Judge
+    method: Method,
+    requests: Sequence[Request],
+    expected: list[list[int]],
+    texts: list[list[int]],
+    judge: Judge,
 ) -> Equality | None:
-    """None for a method with its own randomness, which is one that keeps no statistics."""
-    is_own = samples[0].answer.stats is None
-    expected = {sample.request: sample.answer.token_ids for sample in plain}
+    """None where the method does not promise the texts of plain decoding."""
+    is_greedy = all(request.params.is_greedy for request in requests)
+    if method.promise == "lossy" or (method.promise == "in_law" and not is_greedy):
+        return None
     counts = {"equal": 0, "near-tie": 0, "bug": 0}
-    # Repetitions write the same text again; the first one stands for all.
-    for sample in (sample for sample in samples if sample.repetition == 0):
-        request = requests[sample.request]
-        if is_own and not request.params.is_greedy:
-            return None
-        found = judge.compare(
-            request.prompt_ids, request.params, expected[sample.request], sample.answer.token_ids
-        )
-        outcome = "equal" if found is None else "near-tie" if found.is_near_tie else "bug"
-        counts[outcome] += 1
+    for request, wanted, text in zip(requests, expected, texts, strict=True):
+        found = judge.compare(request.prompt_ids, request.params, wanted, text)
+        counts["equal" if found is None else found.outcome] += 1
     return Equality(counts["equal"], counts["near-tie"], counts["bug"])

@@ -50,6 +50,11 @@ def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
     return [_cut(task, limit) for source in sources for task in _load(source)]
 
 
+def select(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
+    """Those of ``tasks`` that are called so, in the order of ``names``."""
+    return [task for name in names for task in tasks if task.name == name]
+
+
 def plain_text(prompt: TaskPrompt) -> str:
     """A prompt without chat format: the messages, one per paragraph."""
     if isinstance(prompt, str):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 TASKS = {"demo": 4, "humaneval": 2, "gsm8k": 2}
 """How many prompts of each shipped set are shown."""
 
-COMMAND = "jakiro demo"
-
 
 def demo(
     target: options.TargetOption = "pico",
@@ -53,13 +51,12 @@ def demo(
     tasks = [task for name, count in TASKS.items() for task in load_tasks([name], count)]
     encoded, _ = encode_tasks(drafted, tasks, max_new_tokens, None)
     requests = [
-        Request(COMMAND, ids, replace(params, seed=seed + index))
-        for index, (_, ids) in enumerate(encoded)
+        Request(ids, replace(params, seed=seed + index)) for index, (_, ids) in enumerate(encoded)
     ]
     methods = [EngineMethod(PLAIN, plain), EngineMethod(drafted.drafter.name, drafted)]
     with session.NOTES.status(f"{len(requests)} prompts, {alternations} alternations"):
         samples = measure(methods, requests, repetitions=alternations)
-    summary = summarise(COMMAND, requests, samples)[1]
+    summary = summarise(methods, requests, samples)[1]
     different = differing(samples)
     if as_json:
         record = asdict(summary) | {"differing_prompts": different}
@@ -75,7 +72,7 @@ def differing(samples: list[Sample]) -> list[int]:
     """Indices of the requests that were not answered by one and the same text every time."""
     texts: dict[int, set[tuple[int, ...]]] = {}
     for sample in samples:
-        texts.setdefault(sample.request, set()).add(tuple(sample.answer.token_ids))
+        texts.setdefault(sample.requests[0], set()).add(tuple(sample.answers[0].token_ids))
     return [request for request, distinct in texts.items() if len(distinct) > 1]
 
 
@@ -86,14 +83,14 @@ def _print_texts(engine: Engine, requests: list[Request], samples: list[Sample])
     first = [sample for sample in samples if sample.repetition == 0]
     for index, request in enumerate(requests):
         pair = sorted(
-            (sample for sample in first if sample.request == index),
+            (sample for sample in first if sample.requests == (index,)),
             key=lambda sample: sample.method != "plain",
         )
         asked = shorten(_decoded(engine, request.prompt_ids), width=160, placeholder=" ...")
         table = Table(expand=True, title=asked, title_justify="left")
         for sample in pair:
             table.add_column(f"{sample.method}  {sample.wall_ms:.0f} ms", ratio=1)
-        table.add_row(*(_decoded(engine, sample.answer.token_ids) for sample in pair))
+        table.add_row(*(_decoded(engine, sample.answers[0].token_ids) for sample in pair))
         OUT.print(table, markup=False)
 
 
@@ -119,4 +116,4 @@ def _print_summary(summary: Summary, alternations: int, different: list[int]) ->
             f"95% interval {spread.interval_low:.2f} to {spread.interval_high:.2f}."
         )
     if summary.tau is not None:
-        OUT.print(f"τ {summary.tau:.2f} tokens per forward of the target.")
+        OUT.print(f"τ {summary.tau.value:.2f} tokens per forward of the target.")

@@ -25,6 +25,7 @@ COMMANDS = {
     "import": "jakiro.cli.import_:import_head",
     "export": "jakiro.cli.export:export",
     "bench": "jakiro.cli.bench:bench",
+    "reproduce": "jakiro.cli.reproduce:reproduce",
     "check": "jakiro.cli.check:check",
     "list": "jakiro.cli.list:list_names",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,14 @@ TaskOption = Annotated[
     ),
 ]
 
+HeadsOption = Annotated[
+    Path | None,
+    typer.Option(help="Directory of checkpoint directories, each called like its method."),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="Directory for JSON, tables and chart; a run that stopped goes on there."),
+]
 MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", "-T", help="0 is greedy.")]
 TopKOption = Annotated[int, typer.Option(help="Keep the k best tokens; 0 is off.")]

@@ -1,0 +1,78 @@
+"""From declared rows to engines on one loaded target."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jakiro
+from jakiro.api import bundled_drafter, usable_drafters
+from jakiro.bench.runner import EngineMethod
+from jakiro.bench.suites import Row
+from jakiro.drafters.registry import ENTRIES
+from jakiro.engine.engine import Engine
+from jakiro.errors import CheckpointError, PairMismatch, UnknownName
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Makes engines that share the target of ``plain``."""
+
+    plain: Engine
+    heads: Path | None = None
+    """Its directories go before all other drafters of their names."""
+    max_batch_size: int = 1
+
+    def open(self, row: Row) -> tuple[Row, EngineMethod]:
+        """The row, with the digest of its weights, and its engine. Raises what ``jakiro.load``
+        raises."""
+        location = self._locate(row.drafter)
+        engine = jakiro.load(
+            self.plain.target.model,
+            location,
+            tokenizer=self.plain.tokenizer,
+            tree=row.tree,
+            rule=row.rule,
+            noise_aware=row.noise_aware,
+            max_batch_size=self.max_batch_size,
+        )
+        return replace(row, weights=_weights(location)), EngineMethod(row.name, engine)
+
+    def open_found(
+        self, rows: Iterable[Row]
+    ) -> tuple[list[tuple[Row, EngineMethod]], dict[str, str]]:
+        """Those of ``rows`` that are at hand, and why the others are not, by their names."""
+        opened, missing = [], {}
+        for row in rows:
+            try:
+                opened.append(self.open(row))
+            except (CheckpointError, PairMismatch, UnknownName) as error:
+                missing[row.name] = str(error)
+        return opened, missing
+
+    def _locate(self, drafter: str) -> str:
+        is_bare = Path(drafter).name == drafter
+        if self.heads is not None and is_bare and (self.heads / drafter).is_dir():
+            return str(self.heads / drafter)
+        return drafter
+
+
+def usable_rows(target: str) -> list[Row]:
+    """A row for every drafter that ``target`` has by name."""
+    return [Row(name, name) for name in usable_drafters(target) if name != "none"]
+
+
+def _weights(location: str) -> str | None:
+    """SHA-256 over the tensor files of a drafter (of the one below a ``+``); None without any."""
+    _, _, trained = location.rpartition("+")
+    directory = bundled_drafter(trained) if trained in ENTRIES else Path(trained)
+    names = sorted(directory.glob("*.safetensors"))
+    if not names:
+        return None
+    digest = hashlib.sha256()
+    for name in names:
+        with name.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from statistics import mean
+
+from jakiro.bench.report import Report
+from jakiro.bench.statistics import Ratio, Spread
+from jakiro.bench.summary import Summary
+
+HEADINGS = (
+    "method",
+    "tokens/s",
+    "speedup (95%)",
+    "quartiles",
+    "τ (95%)",
+    "τ no loops",
+    "α by depth",
+    "draft / verify / other",
+    "outside",
+    "equal",
+)
+
+
+def to_markdown(report: Report) -> str:
+    """All there is: command and machine, per temperature an overview, then every cell."""
+    lines = [*_origin(report), *overview(report)]
+    for cell in report.cells:
+        lines += ["", f"### {cell.place}", "", *_table(HEADINGS, map(cells, cell.methods))]
+        lines += ["", "α by depth, with 95% intervals over prompts:", "", *_alpha(cell.methods)]
+        if cell.num_skipped:
+            lines += ["", f"{cell.num_skipped} prompts are too long for the context."]
+        lines += ["", f"Commit {cell.commit}, {cell.date}. SHA-256 of the texts:", ""]
+        lines += _digests(cell.methods)
+    return "\n".join(lines) + "\n"
+
+
+def overview(report: Report) -> list[str]:
+    """Lines: per temperature and batch size one table of speedup / τ, methods x tasks."""
+    lines = []
+    # Cells are finished in the order of the settings: those of one table follow each other.
+    for condition, group in groupby(report.cells, lambda cell: cell.place.condition):
+        beside = list(group)
+        headings = ["speedup / τ", *(cell.task for cell in beside), "mean"]
+        rows = zip(*(cell.methods for cell in beside), strict=True)
+        lines += ["", f"### {condition}", "", *_table(headings, map(_overview_row, rows))]
+    if report.not_measured:
+        lines += ["", "Not measured:", ""]
+        lines += [f"- {name}: {reason}" for name, reason in report.not_measured.items()]
+    return lines
+
+
+def cells(summary: Summary) -> list[str]:
+    """The entries of one row, in the order of ``HEADINGS``."""
+    spread, shares = summary.speedup, summary.shares
+    return [
+        summary.method,
+        f"{summary.tokens_per_s:.1f}",
+        _interval(spread.median, spread) if spread else "",
+        f"{spread.quartile_low:.2f} - {spread.quartile_high:.2f}" if spread else "",
+        _interval(summary.tau.value, summary.tau) if summary.tau else "",
+        _number(summary.tau_without_loops)
+        + (f" ({summary.num_loops})" if summary.num_loops else ""),
+        " ".join(_number(rate) or "-" for rate in summary.alpha),
+        f"{shares.draft:.0%} / {shares.verify:.0%} / {shares.other:.0%}" if shares else "",
+        f"{shares.outside:.1%}" if shares else "",
+        _equal(summary),
+    ]
+
+
+def _origin(report: Report) -> list[str]:
+    where = report.environment
+    return [
+        f"`{report.command}`",
+        "",
+        f"{where.cpu}, {where.num_threads} threads, torch {where.versions.get('torch')}, "
+        f"commit {where.commit}, {where.date}",
+    ]
+
+
+def _overview_row(methods: Sequence[Summary]) -> list[str]:
+    """One method in every task, and the mean over the tasks where all have a figure."""
+    speedups = [one.speedup.median if one.speedup else None for one in methods]
+    taus = [one.tau.value if one.tau else None for one in methods]
+    pairs = [*zip(speedups, taus, strict=True), (_mean(speedups), _mean(taus))]
+    return [methods[0].method, *(" / ".join(_figure(value) for value in pair) for pair in pairs)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _alpha(methods: Sequence[Summary]) -> Iterator[str]:
+    deepest = max(len(one.alpha) for one in methods)
+    headings = ["method", *(str(depth) for depth in range(1, deepest + 1))]
+    rows = []
+    for one in methods:
+        rates = [_interval(rate.value, rate) if rate else "" for rate in one.alpha]
+        rows.append([one.method, *rates, *[""] * (deepest - len(rates))])
+    return _table(headings, rows)
+
+
+def _digests(methods: Sequence[Summary]) -> list[str]:
+    """One line per distinct set of texts."""
+    names: dict[str, list[str]] = {}
+    for one in methods:
+        names.setdefault(one.output_sha256, []).append(one.method)
+    return [f"- `{digest}`: {', '.join(same)}" for digest, same in names.items()]
+
+
+def _table(headings: Sequence[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    for entries in (headings, ["---"] * len(headings), *rows):
+        yield "| " + " | ".join(entries) + " |"
+
+
+def _number(ratio: Ratio | None) -> str:
+    return f"{ratio.value:.2f}" if ratio else ""
+
+
+def _interval(value: float, bounds: Spread | Ratio) -> str:
+    return f"{value:.2f} ({bounds.interval_low:.2f} - {bounds.interval_high:.2f})"
+
+
+def _equal(summary: Summary) -> str:
+    equality = summary.equality
+    if equality is None:
+        return ""
+    text = f"{equality.num_equal}/{summary.num_prompts}"
+    if equality.num_near_ties:
+        text += f", {equality.num_near_ties} near-ties"
+    if equality.num_bugs:
+        text += f", {equality.num_bugs} BUGS"
+    return text

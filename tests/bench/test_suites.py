@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jakiro.bench.suites import Row, Suite, load_suite, suite_names
+from jakiro.errors import ConfigError, DataError, JakiroError, UnknownName
+from jakiro.tree.shapes import TreePlan
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("jakiro", Row("jakiro", "jakiro")),
+        ("jakiro@chain:3", Row("jakiro@chain:3", "jakiro", "chain:3")),
+        ("wide=heads/w", Row("wide", "heads/w")),
+        (
+            "flat=jakiro@dynamic:5,6,16,noise_aware=false",
+            Row("flat", "jakiro", "dynamic:5,6,16", noise_aware=False),
+        ),
+        (
+            "a b=x,noise_aware=true,rule=match",
+            Row("a b", "x"),
+        ),
+        (
+            "x,noise_aware=false",
+            Row("x,noise_aware=false", "x", noise_aware=False),
+        ),
+    ],
+)
+def test_a_row_on_one_line(text: str, row: Row) -> None:
+    assert Row.parse(text) == row
+
+
+@pytest.mark.parametrize("text", ["", "=x", "a=", "@chain:2", "x,noise_aware=maybe"])
+def test_what_is_no_row(text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read the method"):
+        Row.parse(text)
+
+
+@pytest.mark.parametrize("name", ["plain", "transformers"])
+def test_some_names_are_taken(name: str) -> None:
+    with pytest.raises(ConfigError, match="is taken"):
+        Row.parse(f"{name}=jakiro")
+
+
+def test_a_suite_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'tasks = ["demo"]\ntemperatures = [0, 0.5]\n'
+        '[[rows]]\nname = "a"\ndrafter = "prompt_lookup"\nnoise_aware = false\n'
+    )
+    assert load_suite(str(path)) == Suite(
+        ("demo",), (0.0, 0.5), (Row("a", "prompt_lookup", noise_aware=False),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "named"),
+    [
+        ("tasks = ", DataError, "is not TOML"),
+        ("task = ['demo']", DataError, "unknown entries task; known: tasks, temperatures, rows"),
+        ("tasks = 'demo'", DataError, "mine.toml, tasks: expected"),
+        ("tasks = [1]", DataError, "tasks 1: expected"),
+        ("temperatures = []", ConfigError, "at least one temperature"),
+        ("tasks = ['a', 'a']", ConfigError, "the task 'a' is given twice"),
+        ("[[rows]]\nname = 'a'", DataError, "rows 1 lacks the entries drafter"),
+        (
+            "[[rows]]\nname = 'a'\ndrafter = 'x'\n[[rows]]\nname = 'a'\ndrafter = 'y'",
+            ConfigError,
+            "the method 'a' is given twice",
+        ),
+    ],
+)
+def test_a_bad_suite_says_where(
+    text: str, error: type[JakiroError], named: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(error, match=named):
+        load_suite(str(path))
+
+
+def test_an_unknown_suite_lists_the_known() -> None:
+    with pytest.raises(UnknownName, match=r"a TOML file, ablation, paper"):
+        load_suite("papers")
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_the_suites_of_the_package_can_be_read(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.temperatures == (0.0, 1.0)
+    assert {"humaneval", "gsm8k"} <= set(suite.tasks)
+    for row in suite.rows:
+        assert row.tree is None or TreePlan.parse(row.tree)
