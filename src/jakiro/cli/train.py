@@ -66,6 +66,25 @@ def train(
     expert_size: Annotated[
         int | None, typer.Option(help="Inner width of an expert (default: the target's MLP).")
     ] = None,
+    heads: Annotated[int, typer.Option(help="one-shot heads: tokens guessed ahead.")] = 4,
+    blocks: Annotated[int, typer.Option(help="one-shot heads: residual blocks of each head.")] = 1,
+    own_head: Annotated[
+        bool,
+        typer.Option(
+            "--own-head/--shared-head",
+            help="one-shot heads: a language model head of its own per head.",
+        ),
+    ] = True,
+    tree_nodes: Annotated[
+        int, typer.Option(help="one-shot heads: nodes of the tree that the checkpoint recommends.")
+    ] = 63,
+    layers: Annotated[int, typer.Option(help="draft model: layers.")] = 2,
+    hidden_size: Annotated[
+        int | None, typer.Option(help="draft model: width (default: the target's).")
+    ] = None,
+    mlp_size: Annotated[
+        int | None, typer.Option(help="draft model: inner width (default: the target's).")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Computing type.")] = Precision.bfloat16,
     target_int8: Annotated[bool, typer.Option(help="Layers of the target in int8.")] = False,
     accumulate: Annotated[int, typer.Option(help="Parts a step is computed in.")] = 1,
@@ -86,7 +105,14 @@ def train(
     directory at every checkpoint. Run the same command again to continue a stopped run.
     """
     from jakiro.sampling.params import SamplingParams
-    from jakiro.train.config import HeadOptions, LossOptions, TrainConfig, Work
+    from jakiro.train.config import (
+        HeadOptions,
+        LossOptions,
+        ModelOptions,
+        OneShotOptions,
+        TrainConfig,
+        Work,
+    )
     from jakiro.train.run import Reports
     from jakiro.train.run import train as run
 
@@ -94,6 +120,8 @@ def train(
         method=method,
         head=HeadOptions(expert_size=expert_size),
         loss=LossOptions(feature_weight, token_weight, second_branch),
+        one_shot=OneShotOptions(heads, blocks, own_head, tree_nodes=tree_nodes),
+        model=ModelOptions(layers, hidden_size, mlp_size),
         epochs=epochs,
         steps=steps,
         batch_tokens=batch_tokens,

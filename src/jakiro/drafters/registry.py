@@ -104,12 +104,14 @@ ENTRIES = {
             "heads that each guess one token ahead, static tree",
             "head",
             HeadPaths("jakiro.drafters.medusa:MedusaConfig", "jakiro.drafters.medusa:MedusaHeads"),
+            "jakiro.train.medusa:MedusaLearner",
         ),
         Entry(
             "draft_model",
             "jakiro.drafters.draft_model:DraftModel",
             "a small language model of the same tokenizer",
             "model",
+            learner="jakiro.train.draft_model:Distillation",
         ),
         Entry("prompt_lookup", "jakiro.drafters.prompt_lookup:PromptLookup", "n-grams of the text"),
         Entry(

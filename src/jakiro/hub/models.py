@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +20,9 @@ from transformers import (
 )
 
 from jakiro.errors import CheckpointError, PairMismatch
+from jakiro.hub.files import replace_files
+
+NOTES_FILE = "notes.json"
 
 
 def load_model(
@@ -66,6 +74,24 @@ def tokenizer_beside(directory: Path) -> PreTrainedTokenizerBase | None:
     if not any(directory.glob("tokenizer*")):
         return None
     return load_tokenizer(directory)
+
+
+def save_model(
+    model: PreTrainedModel,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model as ``transformers`` does, with its tokenizer and ``notes.json`` beside it; each
+    file whole or not at all. Files of other names stay. Raises ``CheckpointError``."""
+    with TemporaryDirectory() as name:
+        scratch = Path(name)
+        model.save_pretrained(scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        (scratch / NOTES_FILE).write_text(json.dumps(dict(notes or {}), indent=2) + "\n")
+        made = sorted(scratch.iterdir())
+        replace_files({directory / path.name: partial(copyfile, path) for path in made})
 
 
 def check_vocabularies(drafter: tuple[int, object], target: tuple[int, object], place: str) -> None:

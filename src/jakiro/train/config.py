@@ -46,6 +46,39 @@ class LossOptions:
 
 
 @dataclass(frozen=True)
+class OneShotOptions:
+    """Of heads that each guess one token ahead: how many, the residual blocks of each, whether
+    each ends in a language model head of its own, the weight of each head's loss next to that of
+    the one before, and the nodes of the tree that the held-out ranks then recommend."""
+
+    num_heads: int = 4
+    num_layers: int = 1
+    own_head: bool = True
+    decay: float = 0.8
+    tree_nodes: int = 63
+
+    def __post_init__(self) -> None:
+        at_least(self, num_heads=1, num_layers=0, tree_nodes=1)
+        not_negative(self, "decay")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Of a draft model: layers, and its widths (None: those of the target). Whatever then has the
+    name and shape of a tensor of the target starts as a copy of it."""
+
+    num_layers: int = 2
+    hidden_size: int | None = None
+    mlp_size: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, num_layers=1)
+        for name in ("hidden_size", "mlp_size"):
+            if getattr(self, name) is not None:
+                at_least(self, **{name: 1})
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything the result depends on besides target and data. Defaults are the published recipe
     (arXiv 2502.06282) where it says something.
@@ -59,6 +92,8 @@ class TrainConfig:
 
     method: str = "jakiro"
     head: HeadOptions = field(default_factory=HeadOptions)
+    one_shot: OneShotOptions = field(default_factory=OneShotOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     epochs: float = 20.0
     steps: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,12 @@ def count_levels(losses: Losses) -> Tensor:
     """
     hits = [*losses.hits[:, 0], *losses.hits[-1:, 1:].flatten(0, 1)]
     valid = [*losses.valid[:, 0], *losses.valid[-1:, 1:].flatten(0, 1)]
+    return chain_levels(hits, valid)
+
+
+def chain_levels(hits: Sequence[Tensor], valid: Sequence[Tensor]) -> Tensor:
+    """``count_levels`` of any drafter: per level [B, T], was the target's choice at place s hit
+    by the chain that starts ``level`` places before, and was there one to be hit."""
     alive = torch.ones_like(hits[0])
     counts = []
     for level, (hit, judged) in enumerate(zip(hits, valid, strict=True)):

@@ -18,9 +18,7 @@ from jakiro.drafters.experts import HeadOutput
 from jakiro.target.target import Target
 from jakiro.train.config import LossOptions
 from jakiro.train.features import Lesson
-
-_CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
-"""Logits held at once: what fits a cache, or keeps an accelerator busy."""
+from jakiro.train.frozen import CHUNK_ELEMENTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +87,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         losses = predicted.new_zeros(count)
         hits = torch.zeros(count, rows, dtype=torch.bool, device=predicted.device)
         gradient = torch.zeros_like(predicted)
-        budget = _CHUNK_ELEMENTS.get(predicted.device.type, _CHUNK_ELEMENTS["cuda"])
+        budget = CHUNK_ELEMENTS.get(predicted.device.type, CHUNK_ELEMENTS["cuda"])
         chunk = max(1, budget // (count * target.vocab_size))
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
