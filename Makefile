@@ -36,7 +36,7 @@ planted: setup ## every planted bug must be caught by its named oracle
 bench: setup ## measure the bundled pair on the shipped prompts
 	$(BIN)/jakiro bench --out runs/bench
 
-docs: setup ## regenerate the command reference from --help
+docs: setup ## regenerate the command reference and the benchmark tables
 	$(BIN)/python scripts/docs.py
 
 clean: ## remove the environment and every cache

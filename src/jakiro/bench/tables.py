@@ -25,8 +25,8 @@ HEADINGS = (
 
 
 def to_markdown(report: Report) -> str:
-    """All there is: command and machine, per temperature an overview, then every cell."""
-    lines = [*_origin(report), *overview(report)]
+    """All there is: what ``brief`` says, then every cell."""
+    lines = brief(report)
     for cell in report.cells:
         lines += ["", f"### {cell.place}", "", *_table(HEADINGS, map(cells, cell.methods))]
         lines += ["", "α by depth, with 95% intervals over prompts:", "", *_alpha(cell.methods)]
@@ -35,6 +35,18 @@ def to_markdown(report: Report) -> str:
         lines += ["", f"Commit {cell.commit}, {cell.date}. SHA-256 of the texts:", ""]
         lines += _digests(cell.methods)
     return "\n".join(lines) + "\n"
+
+
+def brief(report: Report) -> list[str]:
+    """Lines: command and machine, then the ``overview``."""
+    where = report.environment
+    return [
+        f"`{report.command}`",
+        "",
+        f"{where.cpu}, {where.num_threads} threads, torch {where.versions.get('torch')}, "
+        f"commit {where.commit}, {where.date}",
+        *overview(report),
+    ]
 
 
 def overview(report: Report) -> list[str]:
@@ -67,16 +79,6 @@ def cells(summary: Summary) -> list[str]:
         f"{shares.draft:.0%} / {shares.verify:.0%} / {shares.other:.0%}" if shares else "",
         f"{shares.outside:.1%}" if shares else "",
         _equal(summary),
-    ]
-
-
-def _origin(report: Report) -> list[str]:
-    where = report.environment
-    return [
-        f"`{report.command}`",
-        "",
-        f"{where.cpu}, {where.num_threads} threads, torch {where.versions.get('torch')}, "
-        f"commit {where.commit}, {where.date}",
     ]
 
 

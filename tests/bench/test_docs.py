@@ -1,0 +1,49 @@
+"""The tables of the documentation are what the reports beside them say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jakiro.bench.store import REPORT_FILE, save
+from scripts.docs import BENCHMARKS, REPORTS, fill, write_cells
+from tests.bench.support import whole_report
+
+PAGE = """Before.
+
+<!-- table: mine.json -->
+an old table
+<!-- end -->
+
+Between.
+
+<!-- table: other.json -->
+<!-- end -->
+
+After.
+"""
+
+
+def test_the_committed_page_is_filled() -> None:
+    page = BENCHMARKS.read_text("utf-8")
+    assert fill(page, REPORTS) == page, "a report changed: run make docs and look at the diff"
+
+
+def test_filling_replaces_tables_and_keeps_the_prose(tmp_path: Path) -> None:
+    save(whole_report(), tmp_path)
+    (tmp_path / REPORT_FILE).rename(tmp_path / "mine.json")
+    filled = fill(PAGE, tmp_path)
+    assert "an old table" not in filled
+    assert "| drafted | 1.75 / 3.25 |" in filled
+    assert f"({tmp_path.name}/mine.png)" in filled
+    assert "Not measured yet." in filled
+    for prose in ("Before.\n", "\nBetween.\n", "\nAfter.\n"):
+        assert prose in filled
+    assert fill(filled, tmp_path) == filled
+
+
+def test_every_cell_and_the_chart_lie_beside_the_report(tmp_path: Path) -> None:
+    save(whole_report(), tmp_path)
+    (tmp_path / REPORT_FILE).rename(tmp_path / "mine.json")
+    write_cells(PAGE, tmp_path)
+    assert "### mine, T = 1" in (tmp_path / "mine.md").read_text("utf-8")
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
