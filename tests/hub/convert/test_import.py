@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import jakiro
 from jakiro.drafters.medusa import MedusaConfig
@@ -26,7 +24,6 @@ from jakiro.target.target import Target
 from tests.hub.convert import synthetic
 from tests.train.support import tiny_target
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "jakiro"
 GATE = "layers.0.mlp_moe.gate.weight"
 
 
@@ -84,32 +81,6 @@ def test_settings_come_from_tensors_and_config(method: str, tmp_path: Path, targ
         "fc_bias": True,
     }
     assert {name: found[name] for name in expected} == expected
-
-
-def test_gelu_experts_say_what_the_released_module_says(tmp_path: Path, target: Target) -> None:
-    """Whose rotary base is 10000, whatever its config says."""
-    tensors, config = published("jakiro_star", torch.float32)
-    synthetic.write(tmp_path / "in", tensors, config | {"rope_theta": 500000.0})
-    convert(tmp_path / "in", target)
-    head = checkpoint.load(tmp_path / "out", target.fingerprint())
-    assert isinstance(head, DraftHead)
-    assert head.config.rope_theta == 10000.0
-
-    states, where = torch.randn(1, 5, 32), torch.arange(5)[None]
-    moe = "layers.0.mlp_moe"
-    with torch.no_grad():
-        found = head.layers[0](states, where, None, None, 0)
-        residual = states + head.layers[0].self_attn(states, where, None, None)
-        scale = tensors["layers.0.post_attention_layernorm.weight"]
-        normed = residual * (residual.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * scale
-        shares = (normed @ tensors[f"{moe}.gate.weight"].T).softmax(-1)
-        parts = []
-        for number in range(2):
-            wide = normed @ tensors[f"{moe}.experts.{number}.fc.weight"].T
-            active = wide * 0.5 * (1 + torch.erf(wide / 2**0.5))
-            parts.append(active @ tensors[f"{moe}.experts.{number}.proj.weight"].T)
-    expected = residual + shares[..., :1] * parts[0] + shares[..., 1:] * parts[1]
-    torch.testing.assert_close(found.next, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -251,41 +222,11 @@ def test_an_imported_head_drafts(method: str, tmp_path: Path, target: Target) ->
     synthetic.write(tmp_path / "in", tensors, config)
     convert(tmp_path / "in", target)
     engine = jakiro.load(target.model, tmp_path / "out")
-    params = jakiro.SamplingParams(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=3)
+    params = jakiro.SamplingParams(max_new_tokens=6, temperature=0.8, top_p=0.9, seed=3)
     plain = jakiro.load(target.model, "none").generate([[5, 6, 7]], params)[0]
     done = engine.generate([[5, 6, 7]], params)[0]
     assert done.token_ids == plain.token_ids
     assert sum(done.stats.offered_by_depth) > 0
-
-
-@pytest.mark.parametrize("name", ["mha", "gqa"])
-def test_golden_weights_give_golden_outputs(name: str, tmp_path: Path) -> None:
-    """Weights and outputs written by the original modules, through the original layout."""
-    sizes = json.loads((GOLDEN / f"{name}.json").read_text())
-    tensors = load_file(GOLDEN / f"{name}.safetensors")
-    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if "weights." in k}
-    settings = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
-    config = {key: sizes[key] for key in (*settings, "rope_theta", "rms_norm_eps")}
-    model = LlamaForCausalLM(LlamaConfig(**config, intermediate_size=8, num_hidden_layers=1))
-    with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(weights["embed_tokens.weight"])
-        model.get_output_embeddings().weight.copy_(tensors["lm_head.weight"])
-    target = Target(model.eval())
-    synthetic.write(tmp_path / "in", weights, config | synthetic.EXPERTS)
-    assert convert(tmp_path / "in", target).left_out == ("embed_tokens.weight",)
-
-    head = checkpoint.load(tmp_path / "out", target.fingerprint())
-    assert isinstance(head, DraftHead)
-    ids = tensors["input_ids"][:, 1:]
-    where = torch.arange(ids.shape[1])[None]
-    with torch.no_grad():
-        out = head(target.embed(ids), tensors["features"], where, contrasts=1)
-        logits = [target.lm_head(feature) for feature in (out.next, *out.ahead)]
-    close = {"atol": 1e-5, "rtol": 0}
-    torch.testing.assert_close(out.next, tensors["branch1"], **close)
-    torch.testing.assert_close(out.ahead[0], tensors["branch2"], **close)
-    torch.testing.assert_close(logits[0], tensors["logits1"], **close)
-    torch.testing.assert_close(logits[1], tensors["logits2"], **close)
 
 
 # -- what is refused -------------------------------------------------------------------------------
