@@ -109,7 +109,7 @@ def test_a_suite_is_measured_as_far_as_it_is_at_hand(run: Run, suite: tuple[str,
     result = run(*suite, "-n", "8", "-m", "own=prompt_lookup,noise_aware=false", "--json")
     assert result.exit_code == 0
     record = json.loads(result.stdout)
-    assert "unknown drafter 'head-of-next-year'" in record["not_measured"]["better"]
+    assert "no checkpoint 'head-of-next-year'" in record["not_measured"]["better"]
     assert "not at hand" in record["not_measured"]["music"]
     places = [(cell["temperature"], cell["batch_size"]) for cell in record["cells"]]
     assert places == [(0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)]

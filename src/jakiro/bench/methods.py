@@ -13,7 +13,7 @@ from jakiro.bench.runner import EngineMethod
 from jakiro.bench.suites import Row
 from jakiro.drafters.registry import ENTRIES
 from jakiro.engine.engine import Engine
-from jakiro.errors import CheckpointError, PairMismatch, UnknownName
+from jakiro.errors import CheckpointError, PairMismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,12 @@ class Workshop:
         """Those of ``rows`` that are at hand, and why the others are not, by their names."""
         opened, missing = [], {}
         for row in rows:
+            if not _directory(self._locate(row.drafter)):
+                missing[row.name] = f"there is no checkpoint {row.drafter!r}; see --heads"
+                continue
             try:
                 opened.append(self.open(row))
-            except (CheckpointError, PairMismatch, UnknownName) as error:
+            except (CheckpointError, PairMismatch) as error:
                 missing[row.name] = str(error)
         return opened, missing
 
@@ -64,11 +67,19 @@ def usable_rows(target: str) -> list[Row]:
     return [Row(name, name) for name in usable_drafters(target) if name != "none"]
 
 
-def _weights(location: str) -> str | None:
-    """SHA-256 over the tensor files of a drafter (of the one below a ``+``); None without any."""
+def _directory(location: str) -> Path | None:
+    """Where the checkpoint of a drafter (of the one below a ``+``) would be; None for what is
+    neither a name nor a directory."""
     _, _, trained = location.rpartition("+")
-    directory = bundled_drafter(trained) if trained in ENTRIES else Path(trained)
-    names = sorted(directory.glob("*.safetensors"))
+    if trained in ENTRIES:
+        return bundled_drafter(trained)
+    return Path(trained) if Path(trained).is_dir() else None
+
+
+def _weights(location: str) -> str | None:
+    """SHA-256 over the tensor files of a drafter; None for one without any."""
+    directory = _directory(location)
+    names = sorted(directory.glob("*.safetensors")) if directory else []
     if not names:
         return None
     digest = hashlib.sha256()
