@@ -27,12 +27,12 @@ def import_head(
     or contradictory is an error, and so is another target than the head was made for.
     """
     from jakiro.cli import session
-    from jakiro.hub.convert.importing import check_free, import_head, recognise
+    from jakiro.hub.convert.importing import FILES, check_free, import_head, recognise
     from jakiro.hub.convert.source import read_source
 
     # What can be told without the target is told before it is loaded.
     check_free(out)
-    source = read_source(directory)
+    source = read_source(directory, FILES)
     layout = recognise(source)
     # In its own type: a rounded embedding would have another fingerprint.
     engine = session.open_engine(target, "none", device=device)

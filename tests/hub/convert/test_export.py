@@ -20,7 +20,7 @@ from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
 from jakiro.hub.convert.exporting import FORMATS, export_head
-from jakiro.hub.convert.importing import import_head, recognise
+from jakiro.hub.convert.importing import FILES, import_head, recognise
 from jakiro.hub.convert.source import read_source
 from jakiro.target.target import Target
 from tests.hub.convert import synthetic
@@ -36,7 +36,7 @@ def target() -> Target:
 
 
 def convert(directory: Path, target: Target, out: Path) -> None:
-    source = read_source(directory)
+    source = read_source(directory, FILES)
     import_head(source, recognise(source), target, out)
 
 

@@ -17,7 +17,7 @@ from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.medusa import MedusaHeads
 from jakiro.drafters.nn import DraftHead
 from jakiro.hub import checkpoint
-from jakiro.hub.convert.importing import import_head, recognise
+from jakiro.hub.convert.importing import FILES, import_head, recognise
 from jakiro.hub.convert.source import read_source
 from jakiro.target.target import Target
 from tests.hub.convert import synthetic
@@ -40,7 +40,7 @@ def imported(name: str, tmp_path: Path, layout: str) -> tuple[Head, Target, dict
             model.get_output_embeddings().weight.copy_(tensors[LM_HEAD])
     target = Target(model.eval())
     weights = {k.removeprefix("weights."): v for k, v in tensors.items() if "weights." in k}
-    source = read_source(synthetic.write(tmp_path / "in", weights, config, layout))
+    source = read_source(synthetic.write(tmp_path / "in", weights, config, layout), FILES)
     done = import_head(source, recognise(source), target, tmp_path / "out")
     assert done.left_out == (("embed_tokens.weight",) if EMBEDDING in tensors else ())
     return checkpoint.load(tmp_path / "out", target.fingerprint()), target, tensors

@@ -18,8 +18,8 @@ from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
 from jakiro.errors import CheckpointError, JakiroError, PairMismatch
 from jakiro.hub import checkpoint
-from jakiro.hub.convert.importing import Imported, check_free, import_head, recognise
-from jakiro.hub.convert.source import WEIGHTS_FILES, read_source
+from jakiro.hub.convert.importing import FILES, Imported, check_free, import_head, recognise
+from jakiro.hub.convert.source import read_source
 from jakiro.target.target import Target
 from tests.hub.convert import synthetic
 from tests.train.support import tiny_target
@@ -34,7 +34,7 @@ def target() -> Target:
 
 def convert(directory: Path, target: Target) -> Imported:
     """Into ``out`` beside the directory."""
-    source = read_source(directory)
+    source = read_source(directory, FILES)
     return import_head(source, recognise(source), target, directory.parent / "out")
 
 
@@ -46,7 +46,7 @@ def published(method: str, dtype: torch.dtype = torch.float16) -> tuple[dict[str
 # -- what comes over -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", WEIGHTS_FILES)
+@pytest.mark.parametrize("layout", FILES)
 @pytest.mark.parametrize("method", synthetic.SOURCES)
 def test_tensors_keep_every_bit(method: str, layout: str, tmp_path: Path, target: Target) -> None:
     tensors, config = published(method)

@@ -61,7 +61,7 @@ def export_head(
         | {"torch_dtype": dtype}
     )
     text = json.dumps(settings, indent=2) + "\n"
-    weights = layout.original_file if form == "original" else checkpoint.WEIGHTS_FILE
+    weights = layout.files[0] if form == "original" else checkpoint.WEIGHTS_FILE
     replace_files(
         {
             out / weights: _writer(tensors, is_pickle=form == "original"),

@@ -14,11 +14,14 @@ from jakiro.errors import CheckpointError
 from jakiro.hub import checkpoint
 from jakiro.hub.convert import eagle, jakiro, jakiro_star, medusa
 from jakiro.hub.convert.layout import Layout
-from jakiro.hub.convert.source import Source, widest
+from jakiro.hub.convert.source import USUAL_FILES, Source, widest
 from jakiro.target.target import Target
 
 LAYOUTS = (jakiro.LAYOUT, jakiro_star.LAYOUT, eagle.LAYOUT, medusa.LAYOUT)
 """Every layout that is understood, in the order of asking."""
+
+FILES = tuple(dict.fromkeys((*USUAL_FILES, *(file for layout in LAYOUTS for file in layout.files))))
+"""Where weights are looked for, in this order."""
 
 _SHOWN = 12
 

@@ -23,8 +23,8 @@ class Layout:
     and not supported. ``config`` reads the settings of the head off the tensors. ``formats`` gives
     the ``config.json`` of such a head for every format that may hold it, or raises
     ``CheckpointError``, saying why it cannot hold this one. ``left_out``: tensors that have no
-    place in a head. ``original_file``: where the original code looks for the tensors.
-    ``from_target``: what of ``config.json`` says something of the target.
+    place in a head. ``files``: where the original code looks for the tensors, first where they are
+    exported to. ``from_target``: what of ``config.json`` says something of the target.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Layout:
     config: Callable[[Source, Target], HeadSettings]
     formats: Mapping[str, Callable[[Any], Settings]]
     left_out: tuple[str, ...] = ()
-    original_file: str = "pytorch_model.bin"
+    files: tuple[str, ...] = ("pytorch_model.bin",)
     from_target: tuple[str, ...] = (
         "bos_token_id",
         "eos_token_id",

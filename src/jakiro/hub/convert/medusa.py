@@ -65,6 +65,6 @@ LAYOUT = Layout(
     _recognises,
     _config,
     {"original": _original},
-    original_file="medusa_lm_head.pt",
+    files=("medusa_lm_head.pt", "medusa_lm_head.safetensors"),
     from_target=("base_model_name_or_path",),
 )

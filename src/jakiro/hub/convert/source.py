@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -21,15 +21,13 @@ from torch import Tensor
 from jakiro.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILES = (
+USUAL_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
-    "medusa_lm_head.safetensors",
-    "medusa_lm_head.pt",
 )
-"""Where weights may lie, the first that is there wins; an index names the files of its shards."""
+"""Where ``transformers`` puts weights; an index names the files of its shards."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LFS = b"version https://git-lfs"
@@ -59,8 +57,9 @@ class Source:
         return shape[0], shape[1]
 
 
-def read_source(directory: Path) -> Source:
-    """Config and tensors of ``directory``, tensors in their own types, on the CPU.
+def read_source(directory: Path, files: Sequence[str] = USUAL_FILES) -> Source:
+    """Config and tensors of ``directory``, tensors in their own types, on the CPU, from the first
+    of ``files`` that is there.
 
     Raises ``CheckpointError``: no directory, no weights in it, something damaged or incomplete,
     objects that are no tensors, or tensors that are no floating-point numbers.
@@ -76,11 +75,9 @@ def read_source(directory: Path) -> Source:
             f"{directory} is a checkpoint of this package already; use it with --drafter, or "
             "write it for others with jakiro export"
         )
-    present = [directory / name for name in WEIGHTS_FILES if (directory / name).is_file()]
+    present = [directory / name for name in files if (directory / name).is_file()]
     if not present:
-        raise CheckpointError(
-            f"no weights in {directory}; expected one of {', '.join(WEIGHTS_FILES)}"
-        )
+        raise CheckpointError(f"no weights in {directory}; expected one of {', '.join(files)}")
     weights = present[0]
     tensors = _read_shards(weights) if weights.suffix == ".json" else _read_file(weights)
     for name, tensor in tensors.items():
