@@ -95,7 +95,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
     if isinstance(chosen, (str, Path)):
         chosen = _load_drafter(chosen, wrapped, tokenizer, is_bundled)
-    elif isinstance(chosen, PreTrainedModel):
+    elif not isinstance(chosen, Drafter):
         chosen = _draft_model(chosen, wrapped, (None, tokenizer))
     return Engine(
         wrapped,
@@ -220,6 +220,11 @@ def _draft_model(
 ) -> Drafter:
     """A language model as drafter; ``tokenizers``: its own and that of the target, or None."""
     wrapped, place = Target(model), repr(model.name_or_path or type(model).__name__)
+    if wrapped.device != target.device:
+        raise ConfigError(
+            f"the draft model {place} is on {wrapped.device} and the target on {target.device}; "
+            "move one to the other"
+        )
     sizes = (wrapped.vocab_size, target.vocab_size)
     check_vocabularies((sizes[0], tokenizers[0]), (sizes[1], tokenizers[1]), place)
     drafter: Drafter = registry.of_models().load()(wrapped, target)

@@ -35,7 +35,7 @@ _KNOWN_CRITERIA = frozenset({"MaxLengthCriteria", "EosTokenCriteria"})
 
 
 def decode(
-    drafter: str | Path | Drafter,
+    drafter: str | Path | PreTrainedModel | Drafter,
     *,
     tree: TreePlan | str | None = None,
     streamer: Any = None,

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 from transformers import PreTrainedModel
 
 from jakiro.api import load, usable_drafters
 from jakiro.drafters.draft_model import DraftModel
-from jakiro.errors import CheckpointError, PairMismatch
+from jakiro.errors import CheckpointError, PairMismatch, TargetRefused
 from jakiro.sampling.params import SamplingParams
 from tests.families import llama_like
 from tests.train.support import VOCABULARY, tiny_target, word_tokenizer
@@ -48,6 +49,16 @@ def test_a_loaded_model_drafts() -> None:
     engine = load(target, target, tokenizer=word_tokenizer())
     engine.generate([[3, 4, 5]], PARAMS)
     assert engine.stats.alpha[0] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_model_in_a_wrapper_drafts_and_anything_else_does_not() -> None:
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    engine = load(tiny_target().model, peft.get_peft_model(small(), config).eval())
+    assert isinstance(engine.drafter, DraftModel)
+    engine.generate([[3, 4, 5]], PARAMS)
+    with pytest.raises(TargetRefused, match="got int"):
+        load(tiny_target().model, 7)  # type: ignore[arg-type]
 
 
 def test_without_its_tokenizer_the_sizes_must_agree(tmp_path: Path) -> None:
