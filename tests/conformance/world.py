@@ -178,8 +178,10 @@ def make_drafter(case: str, of: Target) -> Drafter:
     return registry.find_arbiter(outer).load()(drafter) if outer else drafter
 
 
-def make_feature_drafter(of: Target, method: str = "jakiro", size: str = "wide") -> FeatureDrafter:
-    return FeatureDrafter(head(of, method, size), of)
+def make_feature_drafter(of: Target, case: str = "jakiro") -> FeatureDrafter:
+    """Of a case of a one-layer network, ``name/size``; without a size wide."""
+    method, _, size = case.partition("/")
+    return FeatureDrafter(head(of, method, size or "wide"), of)
 
 
 def make_engine(

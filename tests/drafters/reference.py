@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jakiro.drafters.base import DraftRequest
+from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
@@ -28,29 +29,58 @@ class PathReference:
         assert len(ids) == len(features) + 1
         self._head, self._target = drafter.head, target
         self._ids, self._features = ids, features
-        self._contrast = drafter.head.config.contrast_levels
+        self._scored = dict(drafter.head.named_buffers()).get("draft_ids")
 
     @torch.inference_mode()
-    def after(self, path: list[int]) -> tuple[Tensor, Tensor | None]:
-        """Both branches [H] at the last node of ``path`` (tokens below the root; may be empty)."""
+    def after(self, path: list[int]) -> HeadOutput:
+        """What the head says at the last node of ``path`` (tokens below the root; may be empty),
+        [1, 1, ...]."""
         known = self._features[None]
         for length in range(len(path) + 1):
             tokens = torch.tensor([[*self._ids[1:], *path[:length]]])
             where = torch.arange(tokens.shape[1])[None]
-            out = self._head(self._target.embed(tokens), known, where, contrasts=self._contrast)
-            known = torch.cat([known, out.next[:, -1:]], 1)
-        return out.next[0, -1], out.ahead[0][0, -1] if out.ahead else None
+            every = self._head(
+                self._target.embed(tokens),
+                known,
+                where,
+                contrasts=self._head.config.contrast_levels,
+            )
+            out = every.at(torch.tensor([tokens.shape[1] - 1]))
+            if length < len(path):
+                known = torch.cat([known, self._carried(out, path[length])[None, None]], 1)
+        return out
+
+    def _carried(self, out: HeadOutput, token: int) -> Tensor:
+        """The feature [H] that a child is fed with: that of the expert with most of its mass."""
+        if out.experts is None:
+            return out.next[0, 0]
+        features, weights = (part[0, 0] for part in out.experts)
+        mass = [w * self._law(f).exp()[token] for f, w in zip(features, weights, strict=True)]
+        return features[int(torch.stack(mass).argmax())]
+
+    def _law(self, feature: Tensor) -> Tensor:
+        """[V]: log probabilities, among the tokens that are scored."""
+        logits = self._target.lm_head(feature)
+        if self._scored is not None:
+            scored = torch.zeros_like(logits, dtype=torch.bool)
+            scored[self._scored] = True
+            logits = logits.masked_fill(~scored, -torch.inf)
+        return logits.log_softmax(-1)
 
     @torch.inference_mode()
     def scores(self, path: list[int], last_level: int) -> Tensor:
         """[V]: log probabilities of the children of the last node of ``path`` in a tree of
         ``last_level`` levels."""
-        next_feature, _ = self.after(path)
-        if self._contrast and len(path) + 1 == last_level and path:
-            _, feature = self.after(path[:-1])
-            assert feature is not None
-            next_feature = feature
-        return self._target.lm_head(next_feature).log_softmax(-1)
+        contrasts = min(self._head.config.contrast_levels, last_level - 1)
+        last_fed = last_level - 1 - contrasts
+        if len(path) > last_fed:
+            return self._law(self.after(path[:last_fed]).ahead[len(path) - last_fed - 1][0, 0])
+        out = self.after(path)
+        if out.experts is None:
+            return self._law(out.next[0, 0])
+        features, weights = (part[0, 0] for part in out.experts)
+        laws = torch.stack([self._law(feature).exp() for feature in features])
+        return (weights[:, None] * laws).sum(0).log()
 
 
 def begun(

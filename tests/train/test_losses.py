@@ -169,7 +169,7 @@ def test_chains_are_judged_along_the_diagonal() -> None:
     for number in range(2):
         for branch in range(2):
             valid[number, branch, 0, 1 + number + branch :] = True
-    levels = count_levels(Losses(torch.empty(2, 2), torch.empty(2, 2), hits, valid))
+    levels = count_levels(Losses(*torch.empty(2, 2, 2), (~hits).int(), valid, *torch.zeros(2)))
     # Roots 1, 2, 4 pass the first of five; of these, pass 1 judges 2, 3, 5 and passes 3 (root 2);
     # branch 2 judges 4 and passes it.
     assert levels.tolist() == [[3, 1, 1], [5, 3, 1]]

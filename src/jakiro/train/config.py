@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jakiro.drafters import registry
 from jakiro.errors import ConfigError, UnknownName
@@ -33,16 +33,36 @@ class HeadOptions:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+ExpertShare = Literal["gate", "responsibility", "best"]
+
+
 @dataclass(frozen=True)
 class LossOptions:
-    """Weights of the parts of the loss."""
+    """Weights of the parts of the loss.
+
+    ``second_branch``: of what is predicted one position further ahead; its square two further.
+    ``balance``: of uneven use of the experts. ``diversity``: of the likeness of decoupled experts'
+    features, the mean of ``exp(-d)`` over pairs with d their mean squared distance.
+    ``expert_share``: how much the feature of each decoupled expert counts: its weight in the
+    ``gate``, what it explains of the target's distribution (``responsibility``), or all for the
+    ``best`` at that.
+    """
 
     feature_weight: float = 1.0
     token_weight: float = 0.1
     second_branch: float = 0.5
+    balance: float = 0.0
+    diversity: float = 0.0
+    expert_share: ExpertShare = "responsibility"
 
     def __post_init__(self) -> None:
-        not_negative(self, "feature_weight", "token_weight", "second_branch")
+        weights = ("feature_weight", "token_weight", "second_branch", "balance", "diversity")
+        not_negative(self, *weights)
+        if self.expert_share not in get_args(ExpertShare):
+            raise ConfigError(
+                f"expert_share must be one of {', '.join(get_args(ExpertShare))}, got "
+                f"{self.expert_share!r}"
+            )
 
 
 @dataclass(frozen=True)

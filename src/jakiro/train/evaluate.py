@@ -9,25 +9,43 @@ from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead
 from jakiro.target.target import Target
+from jakiro.train.config import LossOptions
 from jakiro.train.features import teach
 from jakiro.train.learner import Tally
-from jakiro.train.losses import Losses, measure
-from jakiro.train.rollout import rollout
+from jakiro.train.losses import Losses, measure, share_of
+from jakiro.train.rollout import carry_of, rollout
 from jakiro.train.samples import Batch
+
+RECALL_WIDTHS = (2, 4, 8)
 
 
 @torch.no_grad()
 def judge(head: DraftHead, target: Target, batch: Batch, depth: int = 6) -> Tally:
     """``accuracy``: top-1 agreement with the target per branch, on true features. ``alpha``: of
-    chains of ``depth`` levels; with a second branch it gives the last of them."""
-    contrast = head.config.contrast_levels
+    chains of ``depth`` levels; contrastive branches give the last of them. ``recall_K``: by level,
+    how often the target's first choice is among the K best children of the text's own chain: what a
+    tree of that width can reach, of one feature or of several."""
+    sizes = head.config
     lesson = teach(target, batch)
-    passes = max(1, depth - contrast)
-    losses = measure(
-        rollout(head, lesson.embeddings, lesson.inputs, passes, contrast), lesson, target
+    passes = max(1, depth - sizes.contrast_levels)
+    carry = carry_of(sizes, target, lesson.tokens)
+    outputs = rollout(
+        head, lesson.embeddings, lesson.inputs, passes, sizes.contrast_levels, carry=carry
     )
+    losses = measure(outputs, lesson, target, share_of(sizes, LossOptions()))
     counted = [each[0].sum((1, 2)).float() for each in (losses.hits, losses.valid)]
-    return {"accuracy": torch.stack(counted), "alpha": count_levels(losses)}
+    recall = {f"recall_{width}": count_recall(losses, width) for width in RECALL_WIDTHS}
+    return {"accuracy": torch.stack(counted), "alpha": count_levels(losses), **recall}
+
+
+def count_recall(losses: Losses, width: int) -> Tensor:
+    """[2, D]: at each level how often the target's first choice was among the ``width`` best, and
+    at how many places it was asked."""
+    found = (losses.ranks < width) & losses.valid
+    levels = [
+        torch.cat([each[:, 0], each[-1, 1:]]).sum((1, 2)).float() for each in (found, losses.valid)
+    ]
+    return torch.stack(levels)
 
 
 def count_levels(losses: Losses) -> Tensor:

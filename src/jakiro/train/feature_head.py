@@ -18,8 +18,8 @@ from jakiro.train.config import TrainConfig
 from jakiro.train.evaluate import count_levels, judge
 from jakiro.train.features import teach, wanted
 from jakiro.train.learner import Learner, Outcome, Tally
-from jakiro.train.losses import Losses, measure
-from jakiro.train.rollout import rollout
+from jakiro.train.losses import Losses, measure, share_of
+from jakiro.train.rollout import carry_of, rollout
 from jakiro.train.samples import Batch
 
 
@@ -58,12 +58,17 @@ class FeatureHead(Learner):
             self.config.unroll,
             self.sizes.contrast_levels,
             self.recompute,
+            carry_of(self.sizes, self.target, lesson.tokens),
         )
-        means = measure(outputs, lesson, self.target)
+        means = measure(outputs, lesson, self.target, share_of(self.sizes, self.config.loss))
         own = means.valid.sum((2, 3))
-        share = own / totals.to(own.device).view_as(own).clamp_min(1)
+        share = (own / totals.to(own.device).view_as(own).clamp_min(1)).float()
         losses = replace(
-            means, feature=means.feature * share.float(), token=means.token * share.float()
+            means,
+            feature=means.feature * share,
+            token=means.token * share,
+            balance=means.balance * share[0, 0],
+            similarity=means.similarity * share[0, 0],
         )
         return Outcome(losses.total(self.config.loss), _tally(means))
 

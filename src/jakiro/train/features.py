@@ -17,11 +17,12 @@ from jakiro.train.samples import Batch
 class Lesson:
     """One batch seen by the target. Pair i of the N = T - 1 pairs is (token i + 1, feature i).
 
-    ``embeddings`` [B, N, H] and ``inputs`` [B, N, H] go into the head; ``features`` [B, T, H] are
-    what it should predict. ``wanted`` [B, T]: feature s is predicted where the token s + 1, which
-    it decides, carries loss.
+    ``tokens`` [B, N], as ``embeddings`` [B, N, H], and ``inputs`` [B, N, H] go into the head;
+    ``features`` [B, T, H] are what it should predict. ``wanted`` [B, T]: feature s is predicted
+    where the token s + 1, which it decides, carries loss.
     """
 
+    tokens: Tensor
     embeddings: Tensor
     inputs: Tensor
     features: Tensor
@@ -38,7 +39,7 @@ def teach(target: Target, batch: Batch, noise: float = 0.0, seed: int = 0) -> Le
     if noise:
         inputs = add_noise(inputs, batch, noise, seed)
     places = wanted(batch.carries_loss).to(ids.device)
-    return Lesson(target.embed(ids[:, 1:]), inputs, features, places)
+    return Lesson(ids[:, 1:], target.embed(ids[:, 1:]), inputs, features, places)
 
 
 def wanted(carries_loss: Tensor) -> Tensor:

@@ -2,21 +2,25 @@
 
 Per branch: smooth L1 between features, and cross-entropy against the distribution the frozen LM
 head gives the true feature (arXiv 2401.15077, 2502.06282). The mask goes by the *predicted* token.
+
+Decoupled experts are judged by what they are drafted with: the cross-entropy is that of their
+mixture, and each expert's feature counts by its share in the prediction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jakiro.drafters.experts import HeadOutput
+from jakiro.drafters.nn import HeadConfig
 from jakiro.target.target import Target
-from jakiro.train.config import LossOptions
+from jakiro.train.config import ExpertShare, LossOptions
 from jakiro.train.features import Lesson
 from jakiro.train.frozen import CHUNK_ELEMENTS
 
@@ -24,53 +28,168 @@ from jakiro.train.frozen import CHUNK_ELEMENTS
 @dataclass(frozen=True, eq=False)
 class Losses:
     """Of J passes with C branches each, in float32. ``feature`` and ``token`` [J, C]: means over
-    the wanted positions. ``hits`` and ``valid`` [J, C, B, T]: was the target's own first choice
-    predicted at feature s, and was it to be predicted."""
+    the wanted positions. ``ranks`` and ``valid`` [J, C, B, T]: where the target's own first choice
+    stands among the tokens predicted at feature s (0: first), and was it to be predicted.
+    ``balance`` and ``similarity``: what ``LossOptions`` says of them."""
 
     feature: Tensor
     token: Tensor
-    hits: Tensor
+    ranks: Tensor
     valid: Tensor
+    balance: Tensor
+    similarity: Tensor
+
+    @property
+    def hits(self) -> Tensor:
+        """[J, C, B, T] bool: was the target's own first choice predicted."""
+        return (self.ranks == 0) & self.valid
 
     def total(self, options: LossOptions) -> Tensor:
         """The scalar that is minimised: mean over passes of the weighted branches."""
-        branches = self.feature.new_tensor([1.0, options.second_branch])[: self.feature.shape[1]]
+        ahead = torch.arange(self.feature.shape[1], device=self.feature.device)
         both = options.feature_weight * self.feature + options.token_weight * self.token
-        return (both * branches).sum(1).mean()
+        main = (both * options.second_branch**ahead).sum(1).mean()
+        return main + options.balance * self.balance + options.diversity * self.similarity
 
     def accuracy(self) -> Tensor:
         """Share of hits [J, C]."""
         return self.hits.sum((2, 3)) / self.valid.sum((2, 3)).clamp_min(1)
 
 
-def measure(outputs: Sequence[HeadOutput], lesson: Lesson, target: Target) -> Losses:
-    """Losses of a rollout. Pair i predicts feature i + 1 with branch 1, i + 2 with branch 2."""
+def share_of(sizes: HeadConfig, options: LossOptions) -> ExpertShare | None:
+    """The ``share`` that ``measure`` is asked for, of a head of that kind."""
+    return options.expert_share if sizes.branches == "decoupled" else None
+
+
+class _Guess(NamedTuple):
+    """What the pairs predict for one position ahead: ``features`` [B, N, K, H], and the logarithm
+    of their weights [B, N, K]."""
+
+    features: Tensor
+    log_weights: Tensor
+
+    @classmethod
+    def alone(cls, features: Tensor) -> _Guess:
+        """One feature [B, N, H] per pair."""
+        features = features[..., None, :]
+        return cls(features, torch.zeros_like(features[..., 0], dtype=torch.float32))
+
+    @classmethod
+    def first(cls, output: HeadOutput, share: ExpertShare | None) -> _Guess:
+        """The first branch: the experts one by one where their ``share`` is asked for."""
+        if share is None or output.experts is None:
+            return cls.alone(output.next)
+        # A gate may be so sure that a weight underflows: its logarithm has no gradient.
+        return cls(output.experts.features, output.experts.weights.float().clamp_min(1e-9).log())
+
+
+class _Judged(NamedTuple):
+    """Of P guesses: losses [P], ranks [P, M] and which of the M positions counted [P, M]."""
+
+    feature: Tensor
+    token: Tensor
+    rank: Tensor
+    counts: Tensor
+
+
+def measure(
+    outputs: Sequence[HeadOutput],
+    lesson: Lesson,
+    target: Target,
+    share: ExpertShare | None = None,
+) -> Losses:
+    """Losses of a rollout. Pair i predicts feature i + 1 with branch 1, i + 2 with branch 2.
+    ``share``: measure the experts of a decoupled head, not their sum."""
     batch, length, _ = lesson.features.shape
     index = lesson.wanted.flatten().nonzero()[:, 0]
-    place = index % length
+    branches = [
+        [_Guess.first(output, share), *map(_Guess.alone, output.ahead)] for output in outputs
+    ]
+    # Guesses of several experts are judged apart, all others at once.
+    alike = 1 if share is not None else len(branches[0])
+    groups = [range(alike), range(alike, len(branches[0]))]
+    parts = [
+        _judge(
+            [[guesses[c] for c in group] for guesses in branches],
+            group.start,
+            index,
+            lesson,
+            target,
+            share,
+        )
+        for group in groups
+        if len(group)
+    ]
+    feature, token, rank, counts = (
+        torch.cat([each.unflatten(0, (len(outputs), -1)) for each in measures], 1)
+        for measures in zip(*parts, strict=True)
+    )
+    shape = (*feature.shape, batch * length)
+    ranks = torch.zeros(shape, dtype=torch.int32, device=index.device)
+    valid = torch.zeros(shape, dtype=torch.bool, device=index.device)
+    ranks[..., index], valid[..., index] = rank, counts
+    pairs = index[index % length > 0]
+    pairs = pairs // length * (length - 1) + pairs % length - 1
+    spread = [_spread(output, pairs) for output in outputs]
+    balance, similarity = (torch.stack(each).mean() for each in zip(*spread, strict=True))
+    ranks, valid = (each.unflatten(-1, (batch, length)) for each in (ranks, valid))
+    return Losses(feature, token, ranks, valid, balance, similarity)
+
+
+def _judge(
+    guesses: Sequence[Sequence[_Guess]],
+    ahead: int,
+    index: Tensor,
+    lesson: Lesson,
+    target: Target,
+    share: ExpertShare | None,
+) -> _Judged:
+    """Judge branches ``ahead``, ``ahead + 1``, ... (from 0) of every pass at the wanted positions
+    ``index`` [M]."""
+    length = lesson.features.shape[1]
     truth = lesson.features.flatten(0, 1)[index].float()
-    predictions, weights = [], []
-    for number, output in enumerate(outputs):
-        for ahead, features in enumerate((output.next, *output.ahead), 1):
-            pair = place - ahead
+    place = index % length
+    features, log_weights, counts = [], [], []
+    for number, branches in enumerate(guesses):
+        for distance, guess in enumerate(branches, ahead + 1):
+            pair = place - distance
             # Rows of B x (T - 1) pairs; where no such pair exists any row will do, weighing 0.
             row = (index - place) // length * (length - 1) + pair.clamp_min(0)
-            predictions.append(features.flatten(0, 1)[row].float())
-            weights.append((pair >= number).float())
-    shape = (len(outputs), len(predictions) // len(outputs))
-    predicted, weight = torch.stack(predictions), torch.stack(weights)
-    share = weight / weight.sum(1, keepdim=True).clamp_min(1)
-    distance = F.smooth_l1_loss(predicted, truth.expand_as(predicted), reduction="none").mean(-1)
-    token, hit = _SoftCrossEntropy.apply(predicted, truth, share, target)  # type: ignore[no-untyped-call]
-    dense = torch.zeros(2, len(weight), batch * length, dtype=torch.bool, device=truth.device)
-    dense[0, :, index] = hit & (weight > 0)
-    dense[1, :, index] = weight > 0
-    hits, valid = dense.view(2, *shape, batch, length)
-    return Losses((distance * share).sum(1).view(shape), token.view(shape), hits, valid)
+            features.append(guess.features.flatten(0, 1)[row].float())
+            log_weights.append(guess.log_weights.flatten(0, 1)[row])
+            counts.append(pair >= number)
+    predicted, weight = torch.stack(features), torch.stack(counts).float()
+    mean = weight / weight.sum(1, keepdim=True).clamp_min(1)
+    gate = torch.stack(log_weights)
+    token, rank, explained = _SoftCrossEntropy.apply(predicted, gate, truth, mean, target)  # type: ignore[no-untyped-call]
+    parts = {"gate": gate.detach().exp(), "responsibility": explained}
+    best = F.one_hot(explained.argmax(-1), explained.shape[-1]).float()
+    of_expert = parts.get(share or "gate", best)
+    apart = F.smooth_l1_loss(predicted, truth[:, None].expand_as(predicted), reduction="none")
+    distance = (apart.mean(-1) * of_expert).sum(-1)
+    return _Judged((distance * mean).sum(1), token, rank, weight > 0)
+
+
+def _spread(output: HeadOutput, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the ``pairs`` [M] of a pass: how unevenly the gate uses the experts (1: evenly; Switch
+    Transformer, arXiv 2101.03961), and how alike the active experts' features are."""
+    none = output.next.new_zeros(())
+    if output.gates is None or not len(pairs):
+        return none, none
+    probs = output.gates.flatten(0, 1)[pairs].float().softmax(-1)
+    first = F.one_hot(probs.argmax(-1), probs.shape[-1]).float().mean(0)
+    balance = probs.shape[-1] * (first * probs.mean(0)).sum()
+    if output.experts is None:
+        return balance, none
+    features = output.experts.features.flatten(0, 1)[pairs].float()
+    apart = (features[:, :, None] - features[:, None]).square().mean(-1)
+    count = features.shape[1]
+    return balance, ((-apart).exp().sum((1, 2)) - count).mean() / (count * (count - 1))
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """Cross-entropy between the target's distribution and the head's, through a frozen LM head.
+    """Cross-entropy between the target's distribution and mixtures of the head's, through a frozen
+    LM head.
 
     Logits of a large vocabulary are the largest tensors of the whole step. Here they live for one
     chunk of rows only: the gradient with respect to the features is taken at once, and the
@@ -79,16 +198,23 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, predicted: Tensor, truth: Tensor, share: Tensor, target: Target
-    ) -> tuple[Tensor, Tensor]:
-        """``predicted`` [P, M, H], ``truth`` [M, H], ``share`` [P, M] -> losses [P] and whether
-        the likeliest token agrees [P, M]."""
-        count, rows, _ = predicted.shape
+        ctx: Any,
+        predicted: Tensor,
+        log_weights: Tensor,
+        truth: Tensor,
+        share: Tensor,
+        target: Target,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``predicted`` [P, M, K, H], ``log_weights`` [P, M, K], ``truth`` [M, H], ``share``
+        [P, M] -> losses [P]; how many tokens come before the target's likeliest [P, M] int32; how
+        much of the target's distribution each expert explains [P, M, K]."""
+        count, rows, experts, _ = predicted.shape
         losses = predicted.new_zeros(count)
-        hits = torch.zeros(count, rows, dtype=torch.bool, device=predicted.device)
+        ranks = torch.zeros(count, rows, dtype=torch.int32, device=predicted.device)
+        explained = torch.ones_like(log_weights)
         gradient = torch.zeros_like(predicted)
         budget = CHUNK_ELEMENTS.get(predicted.device.type, CHUNK_ELEMENTS["cuda"])
-        chunk = max(1, budget // (count * target.vocab_size))
+        chunk = max(1, budget // (count * experts * target.vocab_size))
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
             expected = target.lm_head(truth[part]).float()
@@ -98,17 +224,26 @@ class _SoftCrossEntropy(torch.autograd.Function):
                 features = predicted[:, part].detach().requires_grad_()
                 logits = target.lm_head(features)
             log_probs = logits.detach().float().log_softmax(-1)
-            hits[:, part] = (log_probs.gather(-1, best) >= log_probs.amax(-1, keepdim=True))[..., 0]
-            losses -= ((log_probs * expected).sum(-1) * share[:, part]).sum(1)
-            error = log_probs.exp_().sub_(expected).mul_(share[:, part, None])
+            joint = log_probs if experts == 1 else log_probs + log_weights[:, part, :, None]
+            mixed = joint[..., 0, :] if experts == 1 else joint.logsumexp(-2)
+            ranks[:, part] = (mixed > mixed.gather(-1, best)).sum(-1, dtype=torch.int32)
+            losses -= ((mixed * expected).sum(-1) * share[:, part]).sum(1)
+            if experts == 1:
+                error = log_probs.exp_().sub_(expected[:, None])
+            else:
+                owned = joint.sub_(mixed[..., None, :]).exp_().mul_(expected[:, None])
+                explained[:, part] = owned.sum(-1)
+                error = log_probs.exp_().mul_(explained[:, part, :, None]).sub_(owned)
+            error.mul_(share[:, part, None, None])
             (gradient[:, part],) = torch.autograd.grad(logits, features, error.to(logits.dtype))
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(hits)
-        return losses, hits
+        ctx.save_for_backward(gradient, explained * share[..., None])
+        ctx.mark_non_differentiable(ranks, explained)
+        return losses, ranks, explained
 
     @staticmethod
     def backward(
-        ctx: Any, upstream: Tensor, _hits: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None, None], None, None, None
+        ctx: Any, upstream: Tensor, _ranks: Tensor, _explained: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        gradient, owned = ctx.saved_tensors
+        scale = upstream[:, None, None]
+        return gradient * scale[..., None], -owned * scale, None, None, None

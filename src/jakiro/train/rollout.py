@@ -8,14 +8,17 @@ pair i - j + p (training-time test of EAGLE-3, arXiv 2503.01840; alignment of HA
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from jakiro.drafters.experts import HeadOutput
-from jakiro.drafters.nn import DraftHead
+from jakiro.drafters.nn import DraftHead, HeadConfig
+from jakiro.target.target import Target
 
 
 class _PassCache:
@@ -34,6 +37,10 @@ class _PassCache:
         return self.rows
 
 
+Carry = Callable[[HeadOutput], Tensor]
+"""Which predicted feature [B, N, H] of every pair goes into the next pass."""
+
+
 def rollout(
     head: DraftHead,
     embeddings: Tensor,
@@ -41,6 +48,7 @@ def rollout(
     passes: int,
     contrasts: int,
     recompute: bool = False,
+    carry: Carry = attrgetter("next"),
 ) -> list[HeadOutput]:
     """Outputs of ``passes`` passes over ``embeddings`` and true ``features`` [B, N, H].
 
@@ -56,9 +64,39 @@ def rollout(
         mask = pass_mask(pairs, number, embeddings.device) if number else None
         cache = _PassCache(cache)
         outputs.append(run(embeddings, features, positions, mask, cache, contrasts))
-        predicted = outputs[-1].next.to(features.dtype)
-        features = torch.cat([features[:, :1], predicted[:, :-1]], 1)
+        if number + 1 < passes:
+            predicted = carry(outputs[-1]).to(features.dtype)
+            features = torch.cat([features[:, :1], predicted[:, :-1]], 1)
     return outputs
+
+
+def carry_of(sizes: HeadConfig, target: Target, tokens: Tensor) -> Carry:
+    """What a head of that kind is fed back when it drafts. ``tokens`` [B, N]: of the pairs."""
+    if sizes.branches == "decoupled":
+        return best_explaining(target, tokens)
+    by_sum: Carry = attrgetter("next")
+    return by_sum
+
+
+def best_explaining(target: Target, tokens: Tensor) -> Carry:
+    """Carry on with the expert that explains the text's own next token best, as the tree does with
+    that of a child's token. ``tokens`` [B, N]: those of the pairs."""
+    following = torch.cat([tokens[:, 1:], tokens[:, -1:]], 1)
+
+    def carry(output: HeadOutput) -> Tensor:
+        assert output.experts is not None, "a head of one feature has nothing to choose"
+        features, weights = output.experts
+        with torch.no_grad():
+            explained = weights.float().log()
+            # Row by row, so that the logits of a large vocabulary stay small.
+            for row, wanted in enumerate(following):
+                log_probs = target.lm_head(features[row]).float().log_softmax(-1)
+                index = wanted[:, None, None].expand(-1, log_probs.shape[1], 1)
+                explained[row] += log_probs.gather(-1, index)[..., 0]
+            choice = explained.argmax(-1)[..., None, None]
+        return features.gather(2, choice.expand(-1, -1, 1, features.shape[-1]))[:, :, 0]
+
+    return carry
 
 
 def pass_mask(pairs: int, number: int, device: torch.device) -> Tensor:
