@@ -10,7 +10,7 @@ from torch import Tensor
 from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.nn import DraftHead
 from jakiro.target.target import Target
-from jakiro.train import losses
+from jakiro.train import frozen
 from jakiro.train.config import LossOptions, TrainConfig
 from jakiro.train.evaluate import count_levels
 from jakiro.train.feature_head import head_config
@@ -74,7 +74,7 @@ def test_later_passes_leave_out_pairs_without_a_chain(target: Target) -> None:
 def test_gradients_are_those_of_the_plain_formula(
     target: Target, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", budget)
+    monkeypatch.setitem(frozen.CHUNK_ELEMENTS, "cpu", budget)
     lesson = teach(target, one_batch([False, True, True, True, True, False, True]))
     torch.manual_seed(0)
     next_, after = (torch.randn(1, 6, 32, requires_grad=True) for _ in range(2))

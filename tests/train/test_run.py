@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from jakiro.errors import DataError, TargetRefused
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
+from jakiro.train.run import quantised
 from jakiro.train.samples import Samples
 from jakiro.train.trainer import Trainer
 from tests.train.support import tiny_target
@@ -80,6 +83,41 @@ def test_a_target_whose_features_cannot_be_read_is_refused(
     monkeypatch.setattr(target, "feature_refusal", "its head reads something else")
     with pytest.raises(TargetRefused, match="its head reads something else"):
         Trainer(target, samples, TrainConfig(), tmp_path)
+
+
+def test_a_target_in_int8_leaves_a_head_that_fits_the_target(
+    directory: Path, target: Target
+) -> None:
+    model = copy.deepcopy(target.model)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    narrow = quantised(model).state_dict()
+    shared = {"model.embed_tokens.weight", "lm_head.weight"}
+    for name, each in before.items():
+        if each.dim() == 2 and name not in shared:
+            assert type(narrow[name]).__name__ == "Int8Tensor"
+            error = (narrow[name].dequantize() - each).abs().amax(1) / each.abs().amax(1)
+            assert 0 < error.max() < 1 / 100
+        else:
+            assert torch.equal(narrow[name], each)
+
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    result = invoke(*places, "--out", str(directory / "head"), *QUICK, "--target-int8")
+    assert result.exit_code == 0, result.output
+    checkpoint.load(directory / "head", target.fingerprint())
+    assert checkpoint.read_config(directory / "head")["notes"]["training"]["target_int8"]
+
+
+def test_the_cost_is_said_before_the_first_step(directory: Path) -> None:
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    result = invoke(*places, "--out", str(directory / "head"), *QUICK)
+    assert "memory on cpu: about" in result.stderr
+
+
+def test_a_target_split_by_a_device_map_trains(directory: Path, target: Target) -> None:
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    result = invoke(*places, "--out", str(directory / "head"), *QUICK, "--device", "auto")
+    assert result.exit_code == 0, result.output
+    checkpoint.load(directory / "head", target.fingerprint())
 
 
 def test_bad_data_stops_before_anything_is_written(directory: Path) -> None:

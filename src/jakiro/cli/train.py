@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +16,6 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from jakiro.cli.options import DeviceOption
@@ -144,36 +145,56 @@ def train(
         if regenerate
         else None
     )
+    is_first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[values]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        answering = bar.add_task("answering", total=None, values="", visible=regenerate)
-        training = bar.add_task("training", total=None, values="", visible=not regenerate)
-
-        def report_answers(done: int, total: int) -> None:
-            bar.update(answering, completed=done, total=total)
-
-        def report_step(step: Step) -> None:
-            values = (
-                f"loss {step.loss:.4f}  τ {step.readings['tau']:.2f}  "
-                f"{step.tokens_per_s:.0f} tokens/s"
-            )
-            bar.update(
-                training, completed=step.step, total=step.num_steps, values=values, visible=True
-            )
-
+    with Progress(*_COLUMNS, console=console, disable=not is_first) as bar:
+        reports = Reports(*_reports(bar, regenerate))
         try:
-            run(target, data, out, config, answers, Reports(report_answers, report_step), work)
+            run(target, data, out, config, answers, reports, work)
         except KeyboardInterrupt:
             console.print(
                 f"Stopped. The last checkpoint is in {out}; the same command goes on from it."
             )
             raise typer.Exit(130) from None
-    typer.echo(out)
+    if is_first:
+        typer.echo(out)
+
+
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("{task.fields[values]}"),
+)
+
+
+def _reports(
+    bar: Progress, regenerate: bool
+) -> tuple[Callable[[int, int], None], Callable[[object], None], Callable[[Step], None]]:
+    """What shows answers, cost and steps."""
+    answering = bar.add_task("answering", total=None, values="", visible=regenerate)
+    training = bar.add_task("training", total=None, values="", visible=not regenerate)
+
+    def report_answers(done: int, total: int) -> None:
+        bar.update(answering, completed=done, total=total)
+
+    def report_cost(cost: object) -> None:
+        bar.console.print(str(cost), soft_wrap=True, highlight=False)
+
+    def report_step(step: Step) -> None:
+        values = (
+            f"loss {step.loss:.4f}  τ {step.readings['tau']:.2f}  "
+            f"{_pace(step.tokens_per_s, step.seconds_left)}"
+        )
+        bar.update(training, completed=step.step, total=step.num_steps, values=values, visible=True)
+
+    return report_answers, report_cost, report_step
+
+
+def _pace(tokens_per_s: float | None, seconds_left: float | None) -> str:
+    if tokens_per_s is None or seconds_left is None:
+        return "warming up"
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{tokens_per_s:.0f} tokens/s  {hours}:{minutes:02}:{seconds:02} left"

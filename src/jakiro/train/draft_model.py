@@ -22,7 +22,7 @@ from jakiro.target.features import LAST_FEATURE
 from jakiro.target.target import Target
 from jakiro.train.config import ModelOptions, TrainConfig
 from jakiro.train.evaluate import chain_levels
-from jakiro.train.frozen import CHUNK_ELEMENTS, frozen_head
+from jakiro.train.frozen import chunk_rows, frozen_head
 from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.samples import Batch
 
@@ -47,8 +47,7 @@ class _Student(nn.Module):
         """
         run = partial(recomputed, self._states, use_reentrant=False) if recompute else self._states
         states = run(ids).flatten(0, 1)[places]
-        budget = CHUNK_ELEMENTS.get(ids.device.type, CHUNK_ELEMENTS["cuda"])
-        size = max(1, budget // self.model.config.vocab_size)
+        size = chunk_rows(ids.device, self.model.config.vocab_size)
         parts = [
             recomputed(self._measure, *part, use_reentrant=False)
             for part in zip(states.split(size), features.split(size), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.func import functional_call
 
@@ -12,6 +13,16 @@ from jakiro.target.target import Target
 
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Logits held at once: what fits a cache, or keeps an accelerator busy."""
+
+
+def chunk_rows(device: torch.device, width: int) -> int:
+    """How many rows of ``width`` logits are worked on at once; one at least."""
+    return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // width)
+
+
+def chunk_bytes(device: torch.device, width: int) -> int:
+    """About what such a chunk and all that is made of it take: five tensors in float32."""
+    return 20 * width * chunk_rows(device, width)
 
 
 def frozen_head(target: Target) -> Callable[[Tensor], Tensor]:

@@ -22,7 +22,7 @@ from jakiro.drafters.nn import HeadConfig
 from jakiro.target.target import Target
 from jakiro.train.config import ExpertShare, LossOptions
 from jakiro.train.features import Lesson
-from jakiro.train.frozen import CHUNK_ELEMENTS
+from jakiro.train.frozen import chunk_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +213,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         ranks = torch.zeros(count, rows, dtype=torch.int32, device=predicted.device)
         explained = torch.ones_like(log_weights)
         gradient = torch.zeros_like(predicted)
-        budget = CHUNK_ELEMENTS.get(predicted.device.type, CHUNK_ELEMENTS["cuda"])
-        chunk = max(1, budget // (count * experts * target.vocab_size))
+        chunk = chunk_rows(predicted.device, count * experts * target.vocab_size)
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
             expected = target.lm_head(truth[part]).float()

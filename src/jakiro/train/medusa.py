@@ -19,7 +19,7 @@ from jakiro.target.features import LAST_FEATURE
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
 from jakiro.train.evaluate import chain_levels
-from jakiro.train.frozen import CHUNK_ELEMENTS, frozen_head
+from jakiro.train.frozen import chunk_rows, frozen_head
 from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.samples import Batch
 from jakiro.tree.shapes import TreePlan
@@ -39,8 +39,7 @@ class _Taught(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of features [M, H] and what each of K heads should guess [M, K]: the cross-entropy and
         the rank of the label among the guesses, each [M, K]."""
-        budget = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS["cuda"])
-        size = max(1, budget // (labels.shape[1] * self.heads.config.vocab_size))
+        size = chunk_rows(features.device, labels.shape[1] * self.heads.config.vocab_size)
         parts = [
             recomputed(self._measure, *part, use_reentrant=False)
             for part in zip(features.split(size), labels.split(size), strict=True)

@@ -16,6 +16,7 @@ from jakiro.engine.engine import Engine
 from jakiro.errors import CheckpointError, ConfigError, DataError
 from jakiro.sampling.params import SamplingParams
 from jakiro.train.config import TrainConfig, Work
+from jakiro.train.cost import Cost
 from jakiro.train.data import Records, tokenise
 from jakiro.train.processes import Processes, joined
 from jakiro.train.regenerate import answered, regenerate
@@ -27,9 +28,11 @@ ANSWERS_FILE = "regenerated.jsonl"
 
 @dataclass(frozen=True)
 class Reports:
-    """Who is told of the progress: answers done of how many, and every training step."""
+    """Who is told of the progress: answers done of how many, the cost of the training before it
+    starts, and its every step. Of several processes only the first tells."""
 
     answers: Callable[[int, int], None]
+    cost: Callable[[Cost], None]
     step: Callable[[Progress], None]
 
 
@@ -61,7 +64,10 @@ def train(
         processes.wait()
         has_answers = answers is not None
         samples = _samples(engine, records, out, config, has_answers, processes)
-        Trainer(engine.target, samples, config, out, work, processes).run(reports.step)
+        trainer = Trainer(engine.target, samples, config, out, work, processes)
+        if processes.is_first:
+            reports.cost(trainer.cost)
+        trainer.run(reports.step if processes.is_first else lambda progress: None)
 
 
 def _load(target: str | Path, config: TrainConfig, work: Work, processes: Processes) -> Engine:
@@ -78,18 +84,25 @@ def _load(target: str | Path, config: TrainConfig, work: Work, processes: Proces
     # Autocast narrows what it should. Loading the target narrower than it is stored would change
     # its embedding, and with it the fingerprint.
     dtype = "float32" if config.precision == "float32" else None
-    engine = load(
-        target,
-        "none",
-        dtype=dtype,
-        device=None if is_split else device,
-        device_map="auto" if is_split else None,
-        max_batch_size=32,
-    )
-    if not config.target_int8:
-        return engine
-    model = quantised(engine.target.model)
-    return load(model, "none", tokenizer=engine.tokenizer, max_batch_size=32)
+    try:
+        engine = load(
+            target,
+            "none",
+            dtype=dtype,
+            device=None if is_split else "cpu" if config.target_int8 else device,
+            device_map="auto" if is_split else None,
+            max_batch_size=32,
+        )
+        if not config.target_int8:
+            return engine
+        model = quantised(engine.target.model)
+        placed = model if is_split else model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the target does not fit on {device}; --target-int8 makes it smaller, --device auto "
+            "splits it over all GPUs"
+        ) from error
+    return load(placed, "none", tokenizer=engine.tokenizer, max_batch_size=32)
 
 
 def quantised(model: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from jakiro.errors import ConfigError
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig, Work
+from jakiro.train.cost import Pace, estimate
 from jakiro.train.history import History, draw
 from jakiro.train.learner import Learner, Tally, add_up, readings
 from jakiro.train.processes import Processes
@@ -32,13 +32,15 @@ _ALONE = Processes()
 @dataclass(frozen=True)
 class Progress:
     """What a step reports. ``readings`` are the learner's, of the step's own batch;
-    ``tokens_per_s`` counts real tokens, not padding, of all processes."""
+    ``tokens_per_s`` counts real tokens, not padding, of all processes, and like ``seconds_left``
+    leaves out the first steps, which are slow, and is None during them."""
 
     step: int
     num_steps: int
     loss: float
     readings: dict[str, Any]
-    tokens_per_s: float
+    tokens_per_s: float | None
+    seconds_left: float | None
 
 
 class Trainer:
@@ -63,9 +65,14 @@ class Trainer:
         self._work, self._processes = work, processes
         self.learner: Learner = find(config.method).load_learner()(target, config)
         self.learner.recompute = work.recompute
+        if work.shard and processes.count == 1:
+            raise ConfigError("sharding needs several processes; start them with torchrun")
+        self._training, held_out = samples.split(config.held_out, config.seed)
+        self._held_out = samples.epoch(held_out, config.batch_tokens, (config.seed,))
+        with self._autocast():
+            self.cost = estimate(self.learner, samples, self._training, work, processes.count)
+        self.cost.check(config, work)
         if work.shard:
-            if processes.count == 1:
-                raise ConfigError("sharding needs several processes; start them with torchrun")
             spread(self.learner.module)
         self._optimizer = torch.optim.AdamW(
             self.learner.module.parameters(),
@@ -75,8 +82,6 @@ class Trainer:
             fused=True,
         )
         self._state = State(self.out / STATE_FILE, self.learner.module, self._optimizer, processes)
-        self._training, held_out = samples.split(config.held_out, config.seed)
-        self._held_out = samples.epoch(held_out, config.batch_tokens, (config.seed,))
         self.num_steps = config.steps or self._steps_of_epochs()
         self.step = 0
         self._history = History(self.out / HISTORY_FILE)
@@ -85,13 +90,19 @@ class Trainer:
         """Train to the last step, saving at every interval and at the end."""
         self._resume()
         self.learner.module.train()
+        pace = Pace()
         for indices in self._batches():
-            began = time.perf_counter()
             loss, tally = self._step(indices)
             self.step += 1
-            tokens = int(self._samples.lengths[indices].sum())
-            rate = tokens / (time.perf_counter() - began)
-            progress = Progress(self.step, self.num_steps, loss, readings(tally), rate)
+            pace.step(int(self._samples.lengths[indices].sum()))
+            progress = Progress(
+                self.step,
+                self.num_steps,
+                loss,
+                readings(tally),
+                pace.tokens_per_s,
+                pace.seconds(self.num_steps - self.step),
+            )
             self._add(self._record(progress))
             report(progress)
             if self.step % self.config.save_every == 0 or self.step == self.num_steps:
@@ -167,7 +178,7 @@ class Trainer:
             "loss": progress.loss,
             **progress.readings,
             "lr": self.learning_rate(self.step - 1),
-            "tokens_per_s": round(progress.tokens_per_s),
+            "tokens_per_s": progress.tokens_per_s,
         }
 
     def _add(self, record: dict[str, Any]) -> None:
