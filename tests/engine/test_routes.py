@@ -7,6 +7,7 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from jakiro.api import load
+from jakiro.drafters import registry
 from jakiro.drafters.none import NoDrafter
 from jakiro.engine.engine import Engine
 from jakiro.errors import TargetRefused
@@ -30,9 +31,10 @@ def chain_only() -> GPTNeoForCausalLM:
     return GPTNeoForCausalLM(config).eval()  # its attention is float32 in any case
 
 
-def test_a_chain_only_target_gets_chains_and_the_same_text() -> None:
+@pytest.mark.parametrize("name", [e.name for e in registry.ENTRIES.values() if not e.is_trained])
+def test_a_chain_only_target_gets_chains_and_the_same_text(name: str) -> None:
     model = chain_only()
-    engine = load(model, "prompt_lookup", tree="dynamic:5,4,12")
+    engine = load(model, name, tree="dynamic:5,4,12")
     assert engine.target.route == "chain"
     assert engine.plan.kind == "chain" and engine.plan.depth == 5
     prompts = [[1, 2, 3, 1, 2, 3, 1], [9, 8, 9, 8, 9]]
