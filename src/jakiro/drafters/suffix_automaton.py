@@ -55,8 +55,8 @@ class OnlineAutomaton:
             state = self.links[state]
         link = 0 if state < 0 else self._stretch(state, token)
         self.links[new], self._last = link, new
-        # The states of suffixes that end here a second time are this link and its links, so the
-        # longest is its longest string.
+        # The new state holds the suffixes that end only here; the others are in the states along
+        # its links, the longest of them being the longest string of the first.
         self.match, self.follow = self.lengths[link], self._after[link]
         if link:
             self._after[link] = size
