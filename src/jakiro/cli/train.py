@@ -25,6 +25,22 @@ if TYPE_CHECKING:
     from jakiro.train.trainer import Progress as Step
 
 
+class Branches(StrEnum):
+    """The gated sum, the experts' mixture, or their proposals in turn."""
+
+    sum = "sum"
+    decoupled = "decoupled"
+    union = "union"
+
+
+class Share(StrEnum):
+    """Its weight in the gate, what it explains, or all for the best at that."""
+
+    gate = "gate"
+    responsibility = "responsibility"
+    best = "best"
+
+
 class Precision(StrEnum):
     """Computing type of a training run; the head's own weights are always float32."""
 
@@ -86,6 +102,28 @@ def train(
     mlp_size: Annotated[
         int | None, typer.Option(help="draft model: inner width (default: the target's).")
     ] = None,
+    num_experts: Annotated[
+        int | None, typer.Option(help="Experts of a mixture (default: as the method says).")
+    ] = None,
+    active_experts: Annotated[
+        int | None, typer.Option(help="Experts that the gate picks (default: as the method says).")
+    ] = None,
+    contrast_levels: Annotated[
+        int | None, typer.Option(help="Last levels without a forward: 0, 1 or 2.")
+    ] = None,
+    branches: Annotated[
+        Branches | None, typer.Option(help="What a node's children come from.")
+    ] = None,
+    draft_vocab: Annotated[
+        int | None, typer.Option(help="Score only so many tokens, the most frequent of the data.")
+    ] = None,
+    balance: Annotated[float, typer.Option(help="Weight of uneven use of the experts.")] = 0.0,
+    diversity: Annotated[
+        float, typer.Option(help="Weight of the likeness of decoupled experts.")
+    ] = 0.0,
+    expert_share: Annotated[
+        Share, typer.Option(help="What decides how much each decoupled expert's feature counts.")
+    ] = Share.responsibility,
     precision: Annotated[Precision, typer.Option(help="Computing type.")] = Precision.bfloat16,
     target_int8: Annotated[bool, typer.Option(help="Layers of the target in int8.")] = False,
     accumulate: Annotated[int, typer.Option(help="Parts a step is computed in.")] = 1,
@@ -119,8 +157,17 @@ def train(
 
     config = TrainConfig(
         method=method,
-        head=HeadOptions(expert_size=expert_size),
-        loss=LossOptions(feature_weight, token_weight, second_branch),
+        head=HeadOptions(
+            expert_size,
+            num_experts,
+            active_experts,
+            contrast_levels,
+            None if branches is None else branches.value,
+            draft_vocab,
+        ),
+        loss=LossOptions(
+            feature_weight, token_weight, second_branch, balance, diversity, expert_share.value
+        ),
         one_shot=OneShotOptions(heads, blocks, own_head, tree_nodes=tree_nodes),
         model=ModelOptions(layers, hidden_size, mlp_size),
         epochs=epochs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from jakiro.drafters import registry
@@ -22,6 +22,7 @@ class HeadOptions:
     active_experts: int | None = None
     contrast_levels: int | None = None
     branches: Literal["sum", "decoupled", "union"] | None = None
+    draft_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.expert_size is not None:
@@ -29,7 +30,7 @@ class HeadOptions:
 
     def settings(self) -> dict[str, Any]:
         """What is said here about the kind of a head."""
-        names = ("num_experts", "active_experts", "contrast_levels", "branches")
+        names = [field.name for field in fields(self) if field.name != "expert_size"]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.losses import Losses, measure, share_of
 from jakiro.train.rollout import carry_of, rollout
 from jakiro.train.samples import Batch
+from jakiro.train.vocabulary import frequent_tokens
 
 
 class FeatureHead(Learner):
@@ -35,6 +36,11 @@ class FeatureHead(Learner):
 
     def build(self) -> DraftHead:
         return DraftHead(self.sizes)
+
+    def prepare(self, counts: Tensor, special: Collection[int]) -> None:
+        if (size := self.sizes.draft_vocab_size) is not None:
+            ids = frequent_tokens(counts[: self.sizes.vocab_size], size, special)
+            self.module.get_buffer("draft_ids").copy_(ids)
 
     def counts(self, batch: Batch) -> Tensor:
         """Of J passes with C branches each, [J * C]: pass j predicts no feature before j + 1 with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,12 @@ class Learner(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """A new network of the sizes that target and config ask for, in float32."""
+
+    def prepare(  # noqa: B027  most have nothing to learn from it
+        self, counts: Tensor, special: Collection[int]
+    ) -> None:
+        """Learn how often each token occurs in the data, ``counts`` [V], and which are ``special``;
+        called once, before a new run and one that goes on."""
 
     @abstractmethod
     def counts(self, batch: Batch) -> Tensor:

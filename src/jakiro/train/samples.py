@@ -69,6 +69,10 @@ class Samples:
         """Tokens of all samples together."""
         return int(self._ends[-1])
 
+    def counts(self, vocab_size: int) -> Tensor:
+        """How often each token occurs, [V] int64 by id."""
+        return torch.from_numpy(np.bincount(self._tokens >> 1, minlength=vocab_size))
+
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The samples ``indices``, padded on the right to the longest."""
         places = torch.as_tensor(indices)
