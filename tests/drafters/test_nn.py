@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
+from jakiro.drafters.experts import fused_view
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
 from jakiro.errors import ConfigError
@@ -286,3 +288,66 @@ def test_one_expert_has_no_second_branch() -> None:
     one, _, inputs = twin_heads()
     with pytest.raises(ConfigError, match="has 0 contrastive branches, 1 were asked for"):
         one(*inputs, contrasts=1)
+
+
+def mixture_head(**settings: Any) -> tuple[DraftHead, tuple[Tensor, Tensor, Tensor]]:
+    torch.manual_seed(3)
+    config = HeadConfig("jakiro", 16, 4, 2, 4, expert_size=24, vocab_size=11, **settings)
+    inputs = torch.randn(2, 2, 5, 16, dtype=torch.float64)
+    return DraftHead(config).double(), (inputs[0], inputs[1], torch.arange(5).expand(2, 5))
+
+
+KINDS = [
+    {},
+    {"contrast_levels": 2},
+    {"num_experts": 4, "contrast_levels": 2},
+    {"num_experts": 5, "active_experts": 3, "contrast_strength": 0.4},
+    {"num_experts": 3, "branches": "decoupled"},
+    {"activation": "gelu", "branches": "union", "contrast_levels": 0},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@torch.no_grad()
+def test_mixtures_follow_their_formula_pair_by_pair(kind: dict[str, Any]) -> None:
+    """Top-K by the first gate, softmax within it; a contrast adds its largest, subtracts the rest.
+    The stacked form for drafting says the same."""
+    head, inputs = mixture_head(**kind)
+    contrasts = head.config.contrast_levels
+    seen: list[tuple[Tensor, Tensor]] = []
+    moe: Any = head.layers[0].mlp_moe  # type: ignore[union-attr]
+    hook = moe.register_forward_pre_hook(lambda _, given: seen.append(given[:2]))
+    out, fused = head(*inputs, contrasts=contrasts), fused_view(head)(*inputs, contrasts=contrasts)
+    hook.remove()
+    residual, normed = seen[0]
+    for row, pair in [(0, 0), (1, 4), (0, 3)]:
+        gates = moe.gate(normed[row, pair]).view(1 + contrasts, -1)
+        chosen = gates[0].argsort(descending=True)[: head.config.active_experts].tolist()
+        outputs = {j: moe.experts[j](normed[row, pair]) for j in chosen}
+        for branch, feature in enumerate((out.next, *out.ahead)):
+            shares = gates[branch, chosen].softmax(0).tolist()
+            largest = max(chosen, key=lambda j: float(gates[branch, j]))
+            expected = residual[row, pair].clone()
+            for j, share in zip(chosen, shares, strict=True):
+                sign = 1.0 if branch == 0 or j == largest else -head.config.contrast_strength
+                expected += sign * share * outputs[j]
+            torch.testing.assert_close(feature[row, pair], expected)
+        if out.experts is not None:
+            features, weights = (part[row, pair] for part in out.experts)
+            torch.testing.assert_close(weights.sum(), torch.ones((), dtype=torch.float64))
+            apart = [residual[row, pair] + outputs[j] for j in sorted(chosen)]
+            assert {tuple(f.tolist()) for f in features.detach().round(decimals=6)} == {
+                tuple(f.tolist()) for f in torch.stack(apart).detach().round(decimals=6)
+            }
+    for one, other in zip((out.next, *out.ahead), (fused.next, *fused.ahead), strict=True):
+        torch.testing.assert_close(one, other)
+    if out.experts is not None and fused.experts is not None:
+        torch.testing.assert_close(out.experts.features, fused.experts.features)
+
+
+def test_the_stacked_form_takes_the_place_of_all_experts() -> None:
+    head, inputs = mixture_head(num_experts=3)
+    view = fused_view(head)
+    assert [name for name, _ in view.named_parameters() if ".experts." in name] == []
+    assert fused_view(view)(*inputs).next.equal(view(*inputs).next)
+    assert sum(".experts." in name for name in head.state_dict()) == 9

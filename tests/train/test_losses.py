@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jakiro.drafters.experts import HeadOutput
+from jakiro.drafters.experts import Experts, HeadOutput
 from jakiro.drafters.nn import DraftHead
 from jakiro.target.target import Target
 from jakiro.train import frozen
@@ -92,6 +94,46 @@ def test_gradients_are_those_of_the_plain_formula(
         (next_.grad, after.grad), torch.autograd.grad(expected, (next_, after)), strict=True
     ):
         torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("share", ["gate", "responsibility", "best"])
+def test_decoupled_experts_are_judged_by_their_mixture(target: Target, share: Any) -> None:
+    lesson = teach(target, one_batch([False, True, True, True, True, False, True]))
+    torch.manual_seed(0)
+    features = torch.randn(1, 6, 2, 32, requires_grad=True)
+    gates = torch.randn(1, 6, 2, requires_grad=True)
+    after = torch.randn(1, 6, 32, requires_grad=True)
+    given = (features, gates, after)
+    experts = Experts(features, gates.softmax(-1))
+    output = HeadOutput(torch.zeros(1, 6, 32), (after,), experts, gates)
+    options = LossOptions(token_weight=0.7, second_branch=0.3)
+    found = measure([output], lesson, target, share)
+    actual = torch.autograd.grad(found.total(options), given)
+
+    places = lesson.wanted[0].nonzero()[:, 0]
+    truth = lesson.features[0, places]
+    teacher = target.lm_head(truth).softmax(-1).detach()
+    own, weights = features[0, places - 1], gates.softmax(-1)[0, places - 1]
+    laws = target.lm_head(own).softmax(-1)
+    joint = weights[..., None] * laws
+    mixture = joint.sum(1)
+    explained = (teacher[:, None] * joint / mixture[:, None]).sum(-1).detach()
+    best = F.one_hot(explained.argmax(-1), 2).float()
+    parts = {"gate": weights.detach(), "responsibility": explained, "best": best}[share]
+    apart = F.smooth_l1_loss(own, truth[:, None].expand_as(own), reduction="none").mean(-1)
+    expected = (parts * apart).sum(-1).mean() - 0.7 * (teacher * mixture.log()).sum(-1).mean()
+    later = places[places >= 2]
+    token = F.cross_entropy(
+        target.lm_head(after[0, later - 2]),
+        target.lm_head(lesson.features[0, later]).softmax(-1).detach(),
+    )
+    distance = F.smooth_l1_loss(after[0, later - 2], lesson.features[0, later])
+    expected = expected + 0.3 * (distance + 0.7 * token)
+    torch.testing.assert_close(found.total(options), expected)
+    for mine, plain in zip(actual, torch.autograd.grad(expected, given), strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-3)
+    ranks = (mixture > mixture.gather(-1, teacher.argmax(-1, keepdim=True))).sum(-1)
+    assert found.ranks[0, 0, 0, places].tolist() == ranks.tolist()
 
 
 def test_hits_compare_with_the_first_choice_of_the_target(target: Target) -> None:
