@@ -37,6 +37,8 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def spread(module: nn.Module) -> None:
     """Spread the parameters of ``module`` over all processes (FSDP2): each holds a share of every
     one, its gradient and its optimiser state, and gathers a block only while it computes."""
+    # What a block returns is never changed in place, view or not.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     for block in _blocks(module):
         fully_shard(block)
     fully_shard(module)
