@@ -7,6 +7,7 @@ the same or they are not.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -74,3 +75,117 @@ def walk(
         if not matching:
             return path, token
         path.append(matching[0])
+
+
+# -- rules for sampled drafts ------------------------------------------------------------------
+
+Probs = Sequence[float]
+LawAt = Callable[[int], Probs]
+"""A law at a node: of the target's next token, or of what the children were drawn from."""
+Accept = Callable[[int, float], bool]
+"""Throw the coin of a node that shows True with the given probability."""
+Draw = Callable[[int, Probs], int]
+"""Draw the token that follows a node."""
+
+
+def normalised(weights: Probs) -> list[float]:
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def rejected(target: Probs, draft: Probs, token: int) -> tuple[Probs, Probs]:
+    """Both laws after ``token``, drawn from ``draft``, was refused."""
+    excess = [max(0.0, p - q) for p, q in zip(target, draft, strict=True)]
+    target = normalised(excess) if sum(excess) > 0 else target
+    draft = [0.0 if x == token else q for x, q in enumerate(draft)]
+    return target, normalised(draft) if sum(draft) > 0 else draft
+
+
+def without_replacement(pick: Pick, law: Probs, count: int) -> list[int]:
+    """Up to ``count`` successive draws from ``law``, each token once."""
+    drawn: list[int] = []
+    while len(drawn) < count and sum(law) > 0:
+        drawn.append(pick(normalised(law)))
+        law = [0.0 if x == drawn[-1] else p for x, p in enumerate(law)]
+    return drawn
+
+
+def recursive_rejection(
+    tokens: Sequence[int],
+    parents: Sequence[int],
+    valid: Sequence[bool],
+    laws: tuple[LawAt, LawAt],
+    draws: tuple[Accept, Draw],
+) -> tuple[list[int], int]:
+    """Try siblings in their order, each by the law it was drawn from; ``laws`` are the target's
+    and the draft's. Returns the path and the bonus, as ``walk`` does."""
+    (target_at, draft_at), (accept, draw) = laws, draws
+    path = [0]
+    while True:
+        here = path[-1]
+        children = [i for i in range(1, len(tokens)) if parents[i] == here and valid[i]]
+        target = target_at(here)
+        draft = draft_at(here) if children else []
+        for child in children:
+            token = tokens[child]
+            if accept(child, ratio(target[token], draft[token])):
+                path.append(child)
+                break
+            target, draft = rejected(target, draft, token)
+        else:
+            return path, draw(here, target)
+
+
+def ratio(target: float, draft: float) -> float:
+    """The probability of a token over that of its draft, at most 1."""
+    return min(1.0, target / draft) if draft > 0 else float(target > 0)
+
+
+def block(
+    tokens: Sequence[int], laws: tuple[LawAt, LawAt], draws: tuple[Accept, Draw]
+) -> tuple[list[int], int]:
+    """A whole chain: the longest prefix whose coin shows True, or none."""
+    (target_at, draft_at), (accept, draw) = laws, draws
+    last, weight, kept = len(tokens) - 1, 1.0, 0
+    residuals: list[Probs] = []
+    for node in range(last + 1):
+        if node:
+            token = tokens[node]
+            step = uncut(target_at(node - 1)[token], draft_at(node - 1)[token])
+            weight = min(1.0, weight * step) if weight > 0 else 0.0
+        if node == last:
+            passes = weight
+        else:
+            both = zip(target_at(node), draft_at(node), strict=True)
+            residuals.append([max(0.0, weight * p - q) for p, q in both])
+            mass = sum(residuals[-1])
+            passes = mass / (mass + 1 - weight) if mass > 0 else 0.0
+        if node and accept(node, passes):
+            kept = node
+    path = list(range(kept + 1))
+    if kept == last or sum(residuals[kept]) == 0:
+        return path, draw(kept, target_at(kept))
+    return path, draw(kept, normalised(residuals[kept]))
+
+
+def uncut(target: float, draft: float) -> float:
+    return target / draft if draft > 0 else math.inf if target > 0 else 0.0
+
+
+def typical(
+    tokens: Sequence[int], parents: Sequence[int], valid: Sequence[bool], target_at: LawAt
+) -> list[int]:
+    """The path of the deepest node all of whose tokens are typical, by the published formula; of
+    equally deep ones the likeliest, of equally likely ones the first."""
+    lines: dict[int, tuple[list[int], float]] = {0: ([0], 0.0)}
+    for node in range(1, len(tokens)):
+        if not valid[node] or parents[node] not in lines:
+            continue
+        law = target_at(parents[node])
+        entropy = -sum(p * math.log(p) for p in law if p > 0)
+        if law[tokens[node]] > min(0.09, 0.3 * math.exp(-entropy)):
+            path, score = lines[parents[node]]
+            lines[node] = ([*path, node], score + math.log(law[tokens[node]]))
+    longest = max(len(path) for path, _ in lines.values())
+    best = max(score for path, score in lines.values() if len(path) == longest)
+    return next(p for p, score in lines.values() if len(p) == longest and score >= best - 1e-12)

@@ -33,6 +33,7 @@ class DraftModel(Drafter):
     """
 
     name = "draft_model"
+    can_sample = True
 
     def __init__(self, model: Target, target: Target) -> None:
         self.model = model

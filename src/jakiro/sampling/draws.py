@@ -26,7 +26,9 @@ class DraftDraws:
     successive draws from ``law`` without replacement. Here ``law`` is the processed draft law of
     each frontier node (bias, ``min_new_tokens``, temperature and filters as the target has them),
     and the noise is that of the node's level and column. Greedy rows get their candidates without
-    noise. This is the ``DraftNoise`` of a drafter; every draft ends with ``seal``.
+    noise. A drafter that scores a level once for all its nodes draws them alike, which is harmless:
+    a rule tries the children of one node per level. This is the ``DraftNoise`` of a drafter; every
+    draft ends with ``seal``.
     """
 
     def __init__(self, process: Callable[[Tensor, int], Nodes]) -> None:
