@@ -62,7 +62,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             other.
         tokenizer: needed for text prompts where ``target`` is a loaded model.
         tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``.
-        rule: what of a draft is kept; see ``jakiro list``.
+        rule: what of a draft is kept; see ``jakiro list``. Rules other than ``match`` do not
+            promise the tokens of plain decoding when sampling, see docs/rules.md.
         dtype: computing type of target and drafter; default: float32 for the bundled target,
             what the checkpoint says for others. A loaded model stays as it is.
         device, device_map: where a target that is loaded here goes.
@@ -72,7 +73,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
 
     Raises:
         UnknownName: there is no drafter or rule of that name.
-        ConfigError: ``tree``, ``dtype``, ``device`` or ``max_batch_size`` is impossible.
+        ConfigError: ``tree``, ``rule`` and drafter do not fit each other, or ``dtype``, ``device``
+            or ``max_batch_size`` is impossible.
         CheckpointError: target, tokenizer or head is missing, damaged or incomplete.
         TargetRefused: the target, or a draft model, cannot be driven losslessly.
         PairMismatch: the head was made for another target, or the draft model has another

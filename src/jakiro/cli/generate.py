@@ -17,6 +17,7 @@ def generate(
     target: options.TargetOption = "pico",
     drafter: options.DrafterOption = None,
     tree: options.TreeOption = None,
+    rule: options.RuleOption = "match",
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
@@ -69,7 +70,7 @@ def generate(
     )
     text = _prompt(prompt)
     engine = session.open_engine(
-        target, drafter, tree=tree, dtype=dtype, device=device, threads=threads
+        target, drafter, tree=tree, rule=rule, dtype=dtype, device=device, threads=threads
     )
     asked = session.as_prompt(engine, [{"role": "user", "content": text}], chat)
     done = Stats()

@@ -50,10 +50,15 @@ def names() -> dict[str, list[dict[str, Any]]]:
     promises = {
         "exact": "the tokens of plain decoding with the same seed",
         "in_law": "greedy: the same tokens; sampled: the same distribution",
-        "lossy": "none",
+        "lossy": "none when sampling; greedy: the same tokens",
     }
     rules = [
-        {"name": rule.name, "promise": rule.promise, "meaning": promises[rule.promise]}
+        {
+            "name": rule.name,
+            "promise": rule.promise,
+            "meaning": promises[rule.promise],
+            "trees": f"{', '.join(rule.trees)}; {'drawn' if rule.is_sampled else 'any candidates'}",
+        }
         for rule in RULES.values()
     ]
     return {"drafters": drafters, "rules": rules}

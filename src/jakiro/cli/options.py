@@ -24,6 +24,10 @@ TreeOption = Annotated[
     str | None,
     typer.Option(help="Tree: chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET or static:eagle1."),
 ]
+RuleOption = Annotated[
+    str,
+    typer.Option(help="What of a draft is kept (see jakiro list); match gives the plain text."),
+]
 DtypeOption = Annotated[
     str | None, typer.Option(help="Computing type: float32, bfloat16, float16 or float64.")
 ]
