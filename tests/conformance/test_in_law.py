@@ -30,9 +30,11 @@ from tests.conformance.guided import Guided
 from tests.conformance.test_identity import assert_cell_proves_something
 from tests.oracles.plain import KeyedGumbel, Settings, processors_of
 
-VOCAB, SIZE = 4, 250
+VOCAB, SIZE = 4, 200
 PLANS = {"chain": TreePlan.chain(3), "static": world.TREES["static"]}
-CASES = [(rule.name, kind) for rule in RULES.values() if rule.is_sampled for kind in rule.trees]
+SAMPLED = [rule for rule in RULES.values() if rule.is_sampled]
+CASES = list({(r.function, kind): (r.name, kind) for r in SAMPLED for kind in r.trees}.values())
+"""Every rule on every kind of tree; two names of one function count once."""
 SETTINGS = (
     SamplingParams(temperature=0.6, top_k=3, top_p=0.9),
     SamplingParams(temperature=1.4, min_p=0.05),
@@ -41,9 +43,25 @@ ROWS = [(setting, seed) for setting in SETTINGS for seed in range(16)]
 
 
 def drafters() -> list[str]:
-    """Trained drafters that can be sampled; of the others none scores a vocabulary."""
-    cases = world.trained_cases()
-    return [case for case in cases if registry.find(case.partition("/")[0]).load().can_sample]
+    """Those that can be sampled; ``none`` has nothing to sample."""
+    llama = world.target("llama")
+    cases = [case for case in world.drafter_cases() if case != "none"]
+    return [case for case in cases if world.make_drafter(case, llama).can_sample]
+
+
+def on_toy(case: str, target: ToyTarget) -> Drafter:
+    """The drafter ``case`` of a toy; a draft model is another toy."""
+    entry = registry.find(case.partition("/")[0])
+    return (
+        entry.load()(toy(1), target)
+        if entry.made_of == "model"
+        else world.make_drafter(case, target)
+    )  # type: ignore[no-any-return]
+
+
+DRAFTERS = drafters()
+FIT_A_TOY = [case for case in DRAFTERS if not case.endswith(("/narrow", "/frequent"))]
+"""Draft vocabularies are larger than a toy's."""
 
 
 def toy(order: int) -> ToyTarget:
@@ -100,6 +118,7 @@ def assert_law(target: ToyTarget, params: SamplingParams, answers: list[list[int
 def test_texts_have_the_law_of_the_target(case: tuple[str, str]) -> None:
     """With a drafter that is wrong in many ways."""
     logits = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(3)).double()
+    logits[2, 0] = -torch.inf
     target = toy(order=2)
     run = engine(target, Table(logits), case)
     answers = texts(run, ROWS)
@@ -119,17 +138,18 @@ def test_a_drafter_that_is_the_target_is_never_refused(case: tuple[str, str]) ->
         assert_law(target, setting, answers[16 * part :][:16])
 
 
-@pytest.mark.parametrize("case", drafters())
+@pytest.mark.parametrize("case", FIT_A_TOY)
 def test_every_drafter_that_can_be_sampled_keeps_the_law(case: str) -> None:
     target = toy(order=2)
-    run = engine(target, world.make_drafter(case, target), ("rrs", "static"))
+    run = engine(target, on_toy(case, target), ("rrs", "static"))
     answers = texts(run, ROWS[:16])
     assert all(0.05 < alpha < 0.95 for alpha in run.stats.alpha)
     assert_law(target, SETTINGS[0], answers)
 
 
-@pytest.mark.parametrize("drafter", drafters())
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+# Narrow drafters end early, and ``Guided`` would make their trees deeper: no longer as drawn.
+@pytest.mark.parametrize("drafter", [d for d in DRAFTERS if not d.endswith("/narrow")])
+@pytest.mark.parametrize("case", [("rrs", "static"), ("block", "chain")], ids="-".join)
 def test_greedy_rows_get_the_tokens_of_plain_decoding(case: tuple[str, str], drafter: str) -> None:
     """Beside a row that is sampled."""
     target, rows = world.target("llama"), (0, 1, 2)

@@ -28,11 +28,14 @@ from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import NodeView, Sampler
 from jakiro.sampling.shortlist import Filters, Kept
 from jakiro.target import target
+from jakiro.tree import grow
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
-from tests.conformance import test_extremes, test_identity
+from jakiro.verify import rejection
+from tests.conformance import test_extremes, test_identity, test_in_law
 from tests.engine import test_stops
+from tests.verify import test_vectorised
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -236,6 +239,40 @@ def draft_noise_one_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sampler, "scores", lambda self, logits, depth: honest(self, logits, depth + 1))
 
 
+def sampled_bonus_from_raw_logits(patch: pytest.MonkeyPatch) -> None:
+    """After a chain that was accepted whole, the processors are forgotten."""
+    honest = Sampler.view
+
+    def view(self: Sampler, tree: TokenTree, logits: Tensor, rows: slice | None = None) -> NodeView:
+        found = honest(self, tree, logits, rows)
+        if rows is not None:
+            return found
+        raw = logits[:, -1].softmax(-1)
+        choice = found.choice.clone()
+        choice[:, -1] = found.draws.draw(raw, tree.depth[:, -1])
+        return NodeView(choice, found.failed, found.distribution, found.draws)
+
+    patch.setattr(Sampler, "view", view)
+
+
+def draft_unnormalised_after_a_rejection(patch: pytest.MonkeyPatch) -> None:
+    """The next sibling is tried by the law that the first was drawn from."""
+    honest = rejection._rejected
+    patch.setattr(rejection, "_rejected", lambda t, d, token: (honest(t, d, token)[0], d))
+
+
+def siblings_out_of_draw_order(patch: pytest.MonkeyPatch) -> None:
+    """They are tried from the least to the most probable, as a tidy drafter might sort them."""
+    honest = grow._children
+
+    def children(*arguments: Any) -> tuple[Tensor, Tensor]:
+        values, tokens = honest(*arguments)
+        order = tokens.argsort(-1)
+        return values.gather(-1, order), tokens.gather(-1, order)
+
+    patch.setattr(grow, "_children", children)
+
+
 def identity(
     setting: str, tree: str = "dynamic", size: int = 3, family: str = "llama"
 ) -> tuple[Callable[..., None], Sequence[Any]]:
@@ -247,6 +284,8 @@ def identity(
 CACHES = test_extremes.test_caches_equal_a_fresh_prefill_after_every_step
 ALONE = test_extremes.test_a_row_alone_equals_the_row_in_a_batch
 ANCHOR = test_extremes.test_the_target_as_drafter_is_always_right
+LAW = test_in_law.test_texts_have_the_law_of_the_target
+FULL = test_in_law.test_a_drafter_that_is_the_target_is_never_refused
 
 BUGS = (
     Bug("raw bonus", raw_bonus, *identity("top_p")),
@@ -272,6 +311,14 @@ BUGS = (
         ANCHOR,
         [TreePlan.chain(4), SamplingParams(temperature=1.3, top_p=0.9)],
     ),
+    Bug("raw bonus of a drawn draft", sampled_bonus_from_raw_logits, FULL, [("rrs", "chain")]),
+    Bug(
+        "draft unnormalised after a rejection",
+        draft_unnormalised_after_a_rejection,
+        test_vectorised.test_recursive_rejection_accepts_the_published_share,
+        [],
+    ),
+    Bug("siblings out of draw order", siblings_out_of_draw_order, LAW, [("rrs", "static")]),
 )
 
 

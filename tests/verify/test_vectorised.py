@@ -26,6 +26,7 @@ from tests.oracles.plain import gumbel_noise, splitmix64
 from tests.oracles.rules import Probs
 
 VOCAB = 4
+PUBLISHED = (0.5, 0.3, 0.15, 0.05), (0.4, 0.4, 0.1, 0.1)
 Tree = tuple[list[int], list[int], list[bool]]
 Drawn = tuple[list[Tree], Tensor, Tensor]
 
@@ -114,6 +115,30 @@ def test_recursive_rejection_equals_the_scalar_rule(
             lambda i, r=row, at=at: laws[1][r, at[i]].tolist(),
         )
         assert_equal(verdict, row, *rules.recursive_rejection(*scalar, both, keyed(row, tree)))
+
+
+def test_recursive_rejection_accepts_the_published_share() -> None:
+    """And emits the target's law: 200 000 rows of two siblings, drawn without replacement."""
+    rows = 200_000
+    target, draft = (torch.tensor(law).double() for law in (PUBLISHED[0], PUBLISHED[1]))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(draft.expand(rows, -1), 2, generator=generator)
+    keys = request_keys(torch.arange(rows), torch.tensor(0))
+    draws = RuleDraws(keys, torch.full_like(keys, 7))
+    probs = target.expand(rows, 3, -1)
+    choice = draws.draw(probs[:, 0], torch.zeros_like(keys))[:, None].expand(-1, 3)
+    tree = TokenTree(
+        torch.nn.functional.pad(drawn, (1, 0)),
+        torch.tensor([[-1, 0, 0]]).expand(rows, -1),
+        torch.ones(rows, 3, dtype=torch.bool),
+        laws=draft.expand(rows, 1, -1),
+    )
+    view = NodeView(choice, torch.zeros(rows, 3, dtype=torch.bool), lambda: probs, draws)
+    verdict = recursive_rejection(tree, view)
+    hits = verdict.num_accepted > 0
+    assert abs(float(hits.double().mean()) - 0.961111) < 0.002
+    first = torch.where(hits, tree.tokens.gather(1, verdict.path[:, 1:2])[:, 0], verdict.bonus)
+    assert float((first.bincount(minlength=VOCAB) / rows - target).abs().max()) < 0.005
 
 
 @given(drafts(is_chain=True))

@@ -55,6 +55,8 @@ class DraftRequest:
     """Per row the deepest node that is still of use (tokens wanted, context edge); may be 0."""
     plan: TreePlan
     noise: DraftNoise
+    is_sampled: bool = False
+    """The rule wants the nodes drawn from a law (``can_sample``)."""
 
 
 class Drafter(ABC):

@@ -50,8 +50,6 @@ class FeatureDrafter(Drafter):
     def __init__(self, head: DraftHead, target: Target, contrast_levels: int | None = None) -> None:
         self.head = packed_view(fused_view(head.eval()))
         self.name = head.config.method
-        # Candidates proposed in turn are no draw from one law.
-        self.can_sample = head.config.branches != "union"
         has = head.config.contrast_levels
         self._contrasts = has if contrast_levels is None else contrast_levels
         if not 0 <= self._contrasts <= has:
@@ -80,6 +78,9 @@ class FeatureDrafter(Drafter):
 
     def draft(self, request: DraftRequest) -> TokenTree:
         depth, kind = min(request.plan.depth, max(request.depth_caps)), self.head.config.branches
+        if request.is_sampled and kind == "union":
+            # Candidates proposed in turn are no draw from one law; the experts' mixture is one.
+            kind = "decoupled"
         contrasts = max(0, min(self._contrasts, depth - 1))
         # Nodes deeper than this are never fed: contrasts of this level score their children.
         last_fed = depth - 1 - contrasts

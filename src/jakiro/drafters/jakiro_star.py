@@ -3,7 +3,8 @@
 The head is trained as a weighted sum (two GELU experts, a gate of two rows, no contrast). The
 released code draws the children from both experts' distributions joined, and verifies with
 probabilities they were not drawn with; its texts differ from the target's. Here the experts
-propose in turn and nothing is drawn, so every rule holds its promise.
+propose in turn and nothing is drawn, or, for rules that take drawn trees, children are drawn from
+the experts' mixture, without replacement, and verified by that same law.
 """
 
 from __future__ import annotations

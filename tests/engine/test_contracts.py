@@ -1,0 +1,73 @@
+"""A rule that is given a tree which breaks its contract says so when the engine is built."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jakiro.drafters.base import Drafter
+from jakiro.drafters.none import NoDrafter
+from jakiro.drafters.prompt_lookup import PromptLookup
+from jakiro.engine.engine import Engine
+from jakiro.errors import ConfigError
+from jakiro.sampling.process import Sampler
+from jakiro.target.toy import ToyTarget
+from jakiro.tree.shapes import EAGLE1_PATHS, TreePlan
+from jakiro.verify import RULES
+from tests.conformance.doubles import Table
+
+TOY = ToyTarget.random(6)
+CHAIN, STATIC, DYNAMIC = TreePlan.chain(3), TreePlan.static(EAGLE1_PATHS), TreePlan()
+TAKEN = {
+    "match": (CHAIN, STATIC, DYNAMIC),
+    "token": (CHAIN,),
+    "rrs": (CHAIN, STATIC),
+    "block": (CHAIN,),
+    "typical_lossy": (CHAIN, STATIC, DYNAMIC),
+}
+CUT = (
+    TreePlan("chain", depth=3, width=1, budget=2),
+    TreePlan("chain", depth=3, width=4, budget=12),
+    TreePlan("static", STATIC.depth, STATIC.width, 9, EAGLE1_PATHS),
+)
+"""Plans that drop some of the nodes they make, by score."""
+
+
+def build(rule: str, plan: TreePlan, drafter: Drafter | None = None) -> Engine:
+    return Engine(TOY, drafter or Table(torch.zeros(6, 6)), RULES[rule], plan=plan)
+
+
+@pytest.mark.parametrize("plan", [CHAIN, STATIC, DYNAMIC], ids=lambda plan: plan.kind)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_table_of_rules_and_trees(rule: str, plan: TreePlan) -> None:
+    if plan in TAKEN[rule]:
+        assert build(rule, plan).plan == plan
+        return
+    with pytest.raises(
+        ConfigError, match=f"the rule {rule} takes .* the plan is {plan.kind}.*match"
+    ):
+        build(rule, plan)
+
+
+@pytest.mark.parametrize("plan", CUT, ids=range(len(CUT)))
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.is_sampled])
+def test_a_tree_that_is_cut_by_score_is_refused(rule: str, plan: TreePlan) -> None:
+    with pytest.raises(ConfigError, match="no score cuts"):
+        build(rule, plan)
+    assert build("match", plan).plan == plan
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_list_of_candidates_is_no_draw(rule: str) -> None:
+    if RULES[rule].is_sampled:
+        with pytest.raises(ConfigError, match="the drafter prompt_lookup lists candidates"):
+            build(rule, CHAIN, PromptLookup())
+    else:
+        build(rule, CHAIN, PromptLookup())
+    build(rule, CHAIN, NoDrafter())
+
+
+def test_a_draft_that_is_drawn_cannot_lean_to_another_noise() -> None:
+    noise = Sampler(6, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="noise_aware"):
+        Engine(TOY, Table(torch.zeros(6, 6)), RULES["rrs"], plan=CHAIN, noise=noise)
