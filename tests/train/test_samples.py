@@ -90,6 +90,16 @@ def test_samples_are_tokenised_once_and_others_removed(tmp_path: Path) -> None:
         opened(tmp_path, "one")
 
 
+def test_files_of_the_user_stay(tmp_path: Path) -> None:
+    kept = {"samples-mine.jsonl", "samples-more"}
+    (tmp_path / "samples-mine.jsonl").write_text("{}")
+    (tmp_path / "samples-more").mkdir()
+    (tmp_path / "samples-old.tokens.tmp").write_text("cut short")
+    stored(lambda: iter([([1, 2, 3], [True] * 3)]), tmp_path, "key")
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == kept | {"samples-key.tokens", "samples-key.ends"}
+
+
 def test_a_failure_while_tokenising_leaves_nothing(tmp_path: Path) -> None:
     def pieces() -> Iterator[Piece]:
         yield [1, 2, 3], [True] * 3

@@ -232,7 +232,9 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
         ({"length": 3}, "length must be at least 4"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
-        ({"noise": -1.0}, "noise must not be negative"),
+        ({"lr": float("inf")}, "lr must be finite"),
+        ({"epochs": float("inf")}, "epochs must be finite"),
+        ({"noise": -1.0}, "noise must be finite and not negative"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"precision": "int8"}, "precision must be float32 or bfloat16"),
@@ -242,3 +244,11 @@ def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> 
     with pytest.raises(ConfigError, match=message) as caught:
         TrainConfig(**change)
     assert isinstance(caught.value, JakiroError)
+
+
+def test_directories_of_the_user_stay(tmp_path: Path, target: Target, samples: Samples) -> None:
+    for name in ("training-data", "training-4"):
+        (tmp_path / name).mkdir()
+    Trainer(target, samples, short(steps=1), tmp_path).run()
+    assert (tmp_path / "training-data").is_dir()
+    assert not (tmp_path / "training-4").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -145,6 +146,9 @@ class TrainConfig:
         for name in ("epochs", "lr", "clip_value"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("epochs", "lr"):
+            if math.isinf(getattr(self, name)):
+                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}")
         not_negative(self, "weight_decay", "noise")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas must lie in [0, 1), got {self.betas}")
@@ -177,7 +181,9 @@ def at_least(options: Any, **least: int) -> None:
 
 
 def not_negative(options: Any, *names: str) -> None:
-    """Raise ``ConfigError`` where a named field of ``options`` is below zero or no number."""
+    """Raise ``ConfigError`` where a named field of ``options`` is below zero or not finite."""
     for name in names:
-        if not getattr(options, name) >= 0:
-            raise ConfigError(f"{name} must not be negative, got {getattr(options, name)}")
+        if not 0 <= getattr(options, name) < math.inf:
+            raise ConfigError(
+                f"{name} must be finite and not negative, got {getattr(options, name)}"
+            )

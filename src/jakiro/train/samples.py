@@ -8,6 +8,7 @@ for its end, and during an epoch 8 more for its place in the order.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from jakiro.hub.files import replace_files
 Piece = tuple[Sequence[int], Sequence[bool]]
 _POOL = 64
 """Batches whose samples are sorted by length together, so that little padding is needed."""
+_OURS = re.compile(r"samples-\w+\.(tokens|ends)(\.tmp)?")
+"""What may be removed; of other names are files of the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +150,7 @@ def stored(pieces: Callable[[], Iterable[Piece]], directory: Path, key: str) -> 
     if not (tokens.exists() and ends.exists()):
         _write(pieces(), tokens, ends)
     for path in directory.glob("samples-*"):
-        if path not in (tokens, ends):
+        if _OURS.fullmatch(path.name) and path not in (tokens, ends):
             path.unlink(missing_ok=True)
     return opened(directory, key)
 

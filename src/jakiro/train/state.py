@@ -84,9 +84,11 @@ class State:
             head = {**head, "weights": weights, "optimizer": optimizer}
         if self.processes.is_first:
             replace_files({self.path: partial(_write, head)})
-            for stale in self.path.parent.glob(f"{self.path.stem}-*"):
-                if stale.name != head.get("shards"):
-                    shutil.rmtree(stale, ignore_errors=True)
+            for found in self.path.parent.glob(f"{self.path.stem}-*"):
+                # Of other names are directories of the user.
+                is_ours = found.name.removeprefix(f"{self.path.stem}-").isdecimal()
+                if is_ours and found.name != head.get("shards"):
+                    shutil.rmtree(found, ignore_errors=True)
         self.processes.wait()
 
     def _save_shards(self, directory: Path) -> None:
