@@ -120,6 +120,14 @@ def test_a_suite_is_measured_as_far_as_it_is_at_hand(run: Run, suite: tuple[str,
     assert digests[0] == digests[1] != digests[2] == digests[3]
 
 
+def test_a_suite_without_any_task_at_hand_is_refused(run: Run, target: str, tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text('tasks = ["elsewhere"]\n')
+    result = run("bench", "--target", target, "--suite", str(path))
+    assert result.exit_code == 2
+    assert "none of the tasks is at hand; give their prompts with --task" in result.stderr
+
+
 def test_a_row_given_by_hand_has_to_be_there(run: Run, suite: tuple[str, ...]) -> None:
     result = run(*suite, "-m", "x=head-of-last-year")
     assert result.exit_code == 2
@@ -168,6 +176,9 @@ def test_a_report_is_reproduced(
     assert {each["method"] for each in findings} == {"plain", "chain"}
     assert len({tuple(each["place"]) for each in findings}) == 4
     assert all(each["is_equal"] for each in findings if each["quantity"] != "speedup")
+    itself = run(*again, "--out", str(path.parent))
+    assert itself.exit_code == 2
+    assert "holds the report itself" in itself.stderr
 
     record = json.loads(path.read_text("utf-8"))
     first, _, rest = record["cells"][0]["texts"][0].partition(" ")

@@ -63,11 +63,15 @@ def open_rows(
 def encode(
     plain: Engine, tasks: Sequence[Task], max_new_tokens: int, chat: bool | None
 ) -> tuple[dict[str, Prompts], dict[str, str]]:
-    """The prompts of every task that has any which fits, and why other tasks have none."""
+    """The prompts of every task that has any which fits, and why other tasks have none. Raises
+    ``ConfigError`` where there is no task."""
     from jakiro.bench.grid import Prompts
     from jakiro.bench.suites import reject_doubles
     from jakiro.cli.requests import encode_tasks
+    from jakiro.errors import ConfigError
 
+    if not tasks:
+        raise ConfigError("none of the tasks is at hand; give their prompts with --task")
     reject_doubles("task", [task.name for task in tasks])
     encoded, num_skipped = encode_tasks(plain, tasks, max_new_tokens, chat)
     by_task: dict[str, list[list[int]]] = {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jakiro.cli import options
+from jakiro.errors import ConfigError
 
 if TYPE_CHECKING:
     from jakiro.bench.compare import Finding
@@ -44,6 +45,8 @@ def reproduce(
     before = read_report(report)
     asked = before.settings
     if out is not None:
+        if out.resolve() == report.resolve().parent:
+            raise ConfigError(f"{out} holds the report itself; give another --out, or none")
         prepare(out)
     found = load_tasks(task or ["humaneval", "gsm8k"], asked.limit)
     tasks = select(found, asked.tasks)
