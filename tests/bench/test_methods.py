@@ -40,6 +40,16 @@ def test_given_heads_go_before_bundled_ones(plain: Engine, tmp_path: Path) -> No
     assert bundled[0][0].weights not in (None, bundled[1][0].weights)
 
 
+def test_given_heads_go_below_an_arbiter(plain: Engine, tmp_path: Path) -> None:
+    heads = tmp_path / "first+second"
+    shutil.copytree(bundled_drafter("jakiro"), heads / "eagle2")
+    rows = [Row("arbiter", "suffix_automaton+eagle2"), Row("eagle2", "eagle2")]
+    given, missing = Workshop(plain, heads).open_found(rows)
+    assert missing == {}
+    bundled, _ = Workshop(plain).open(Row("jakiro", "jakiro"))
+    assert [row.weights for row, _ in given] == [bundled.weights] * 2
+
+
 def test_what_is_not_at_hand_is_named(plain: Engine, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     rows = [Row("a", "empty"), Row("b", "absent"), Row("c", "suffix_automaton+absent")]

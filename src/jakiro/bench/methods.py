@@ -22,7 +22,7 @@ class Workshop:
 
     plain: Engine
     heads: Path | None = None
-    """Its directories go before all other drafters of their names."""
+    """Its directories go before all other drafters of their names, below a ``+`` too."""
     max_batch_size: int = 1
 
     def open(self, row: Row) -> tuple[Row, EngineMethod]:
@@ -56,9 +56,10 @@ class Workshop:
         return opened, missing
 
     def _locate(self, drafter: str) -> str:
-        is_bare = Path(drafter).name == drafter
-        if self.heads is not None and is_bare and (self.heads / drafter).is_dir():
-            return str(self.heads / drafter)
+        for before, name in (("", drafter), _split(drafter)):
+            is_bare = Path(name).name == name
+            if self.heads is not None and is_bare and (self.heads / name).is_dir():
+                return f"{before}{self.heads / name}"
         return drafter
 
 
@@ -67,10 +68,20 @@ def usable_rows(target: str) -> list[Row]:
     return [Row(name, name) for name in usable_drafters(target) if name != "none"]
 
 
+def _split(location: str) -> tuple[str, str]:
+    """What goes over a drafter, up to the last ``+``, and that drafter. A directory may have one in
+    its name."""
+    outer, plus, inner = location.partition("+")
+    if not plus or Path(location).is_dir():
+        return "", location
+    before, name = _split(inner)
+    return f"{outer}+{before}", name
+
+
 def _directory(location: str) -> Path | None:
     """Where the checkpoint of a drafter (of the one below a ``+``) would be; None for what is
     neither a name nor a directory."""
-    _, _, trained = location.rpartition("+")
+    _, trained = _split(location)
     if trained in ENTRIES:
         return bundled_drafter(trained)
     return Path(trained) if Path(trained).is_dir() else None
