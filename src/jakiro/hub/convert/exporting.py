@@ -20,6 +20,7 @@ from jakiro.hub.convert.importing import LAYOUTS, check_free
 from jakiro.hub.convert.layout import Layout
 from jakiro.hub.convert.source import widest
 from jakiro.hub.files import Writer, replace_files
+from jakiro.hub.models import first_line
 
 FORMATS = ("original", "eagle-vllm")
 """``original``: what the authors' code of the method loads; ``eagle-vllm``: what vLLM's EAGLE path
@@ -80,8 +81,7 @@ def _handed_on(names: Sequence[str], directory: Path, target: str | Path | None)
             source = AutoConfig.from_pretrained(target).get_text_config().to_dict()
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"cannot read the config of the target {str(target)!r}: "
-                f"{str(error).splitlines()[0]}"
+                f"cannot read the config of the target {str(target)!r}: {first_line(error)}"
             ) from error
         stored, actual = (
             {name: each.get(name) for name in ("model_type", "hidden_size")}
