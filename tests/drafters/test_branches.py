@@ -97,6 +97,15 @@ def test_a_draft_vocabulary_of_everything_changes_nothing(branches: str) -> None
     assert set(drafted.tolist()) <= set(range(3, 30, 3)) and len(drafted.unique()) > 3
 
 
+@pytest.mark.parametrize("branches", ["sum", "decoupled", "union"])
+def test_fewer_scored_tokens_than_places(branches: str) -> None:
+    """The places left over are never nodes, whatever token stands there."""
+    few = variant(branches=branches, draft_vocab_size=2)
+    tree = tree_of(few)
+    tree.check()
+    assert set(tree.tokens[:, 1:][tree.valid[:, 1:]].tolist()) == {0, 1}
+
+
 def test_ids_must_be_ascending_ids_of_the_target() -> None:
     for ids in ([3, 2], [4, 4], [-1, 2], [5, 10_000]):
         head = variant(draft_vocab_size=2)

@@ -167,3 +167,21 @@ def test_a_model_that_can_only_check_chains_drafts_chains() -> None:
     for ids, asked, completion in zip(PROMPTS, params, done, strict=True):
         assert completion.token_ids == world.answer(target.model, ids, asked)
     assert engine.stats.alpha == [1.0] * 4, "the same model on both sides"
+
+
+def test_a_cycle_cut_short_is_forgotten() -> None:
+    """The next request wants no draft: nothing of the tree before may be kept as its own."""
+    target = world.target("llama")
+    drafter = DraftModel(world.draft_model(target, "wide"), target)
+    engine = world.make_engine(target, drafter, max_batch_size=3)
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, "verify", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(PROMPTS, each(SamplingParams()))
+    settings = SamplingParams(max_new_tokens=2)
+    (done,) = engine.generate(PROMPTS[:1], settings)
+    assert done.token_ids == world.answer(target.model, PROMPTS[0], settings)

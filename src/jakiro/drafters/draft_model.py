@@ -53,6 +53,8 @@ class DraftModel(Drafter):
             self.num_forwards += 1
 
     def draft(self, request: DraftRequest) -> TokenTree:
+        # After a cycle that was cut short, its tree is still there.
+        self._fed = None
         edge = self.model.context_length
         sizes = zip(request.depth_caps, request.lengths, strict=True)
         caps = [min(cap, edge - length) for cap, length in sizes]
@@ -87,7 +89,6 @@ class DraftModel(Drafter):
             known = zip(self._fed.tokens.tolist(), self._fed.parents.tolist(), strict=True)
             kept = [_spelling(text, *nodes) for text, nodes in zip(texts, known, strict=True)]
             self._cache.commit_paths(kept)
-            self._fed = None
         for pending, text, path in zip(self._pending, texts, kept, strict=True):
             pending += text[len(path) :]
 

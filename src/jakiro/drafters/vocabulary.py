@@ -47,5 +47,8 @@ class DraftVocabulary:
         return wide.index_copy_(-1, self._ids, local)
 
     def local(self, tokens: Tensor) -> Tensor:
-        """Where ``tokens``, all of them scored, are among the ids."""
-        return tokens if self._ids is None else torch.searchsorted(self._ids, tokens)
+        """Where ``tokens`` are among the ids; any place for those that are not scored, which stand
+        where a level has fewer candidates than places."""
+        if self._ids is None:
+            return tokens
+        return torch.searchsorted(self._ids, tokens).clamp_max(len(self._ids) - 1)
