@@ -17,7 +17,10 @@ from jakiro.drafters.suffix_automaton import (
     likeliest,
 )
 from jakiro.errors import CheckpointError, ConfigError
+from jakiro.sampling.params import SamplingParams
+from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
+from tests.conformance import world
 from tests.drafters.host import accept, chains, draft, drafted
 
 LETTERS = st.integers(0, 2)
@@ -198,3 +201,12 @@ def test_the_arbiter_takes_rows_while_the_match_is_long() -> None:
 def test_settings_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"must be at least 1|not negative"):
         SuffixAutomaton(**wrong)  # type: ignore[arg-type]
+
+
+def test_on_a_chain_only_target_the_other_drafter_goes_no_deeper_than_alone() -> None:
+    target = Target(world.model("llama"))
+    target.route = "chain"
+    inner = world.make_feature_drafter(target)
+    engine = world.make_engine(target, SuffixAutomaton(inner, threshold=99))
+    engine.generate([[5, 3, 9]], SamplingParams(max_new_tokens=12))
+    assert len(engine.stats.offered_by_depth) == inner.plan.depth

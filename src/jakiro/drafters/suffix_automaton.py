@@ -235,7 +235,11 @@ class SuffixAutomaton(Drafter):
             return tree
         # A taken row asks nothing of the inner drafter but to keep up with the text.
         caps = [0 if taken else cap for taken, cap in zip(takes, request.depth_caps, strict=True)]
-        plan = self._inner.plan if request.plan == self.plan else request.plan
+        plan = request.plan
+        if plan == self.plan:
+            plan = self._inner.plan
+        elif plan == TreePlan.chain(self.plan.depth):  # what is left of it on a chain-only target
+            plan = TreePlan.chain(self._inner.plan.depth)
         other = self._inner.draft(replace(request, depth_caps=caps, plan=plan))
         self.module_ms = self._inner.module_ms
         return mix(takes, tree, other) if any(takes) else other
