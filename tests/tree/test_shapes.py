@@ -62,3 +62,13 @@ def test_static_sizes_follow_from_the_paths() -> None:
     plan = TreePlan.static(((2,), (0, 1), (0,), (0,)))
     assert (plan.depth, plan.width, plan.budget) == (2, 3, 3)
     assert plan.paths == ((0,), (2,), (0, 1))
+
+
+def test_published_static_trees_have_their_published_sizes() -> None:
+    eagle1, star = (TreePlan.parse(f"static:{name}") for name in ("eagle1", "jakiro_star"))
+    sizes = [
+        [sum(len(path) == depth for path in plan.paths) for depth in range(1, 7)]
+        for plan in (eagle1, star)
+    ]
+    assert sizes == [[4, 8, 8, 3, 2, 0], [4, 8, 8, 3, 2, 1]]
+    assert (eagle1.budget, star.budget) == (25, 26)

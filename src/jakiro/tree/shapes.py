@@ -13,7 +13,7 @@ EAGLE1_PATHS: tuple[Path, ...] = (
     *((i,) for i in range(4)),
     *((0, i) for i in range(3)),
     *((1, i) for i in range(2)),
-    (2, 0),
+    *((2, i) for i in range(2)),
     (3, 0),
     *((0, 0, i) for i in range(3)),
     *((0, 1, i) for i in range(2)),
