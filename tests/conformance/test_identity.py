@@ -1,11 +1,11 @@
 """The identity suite: whatever drafts, the text is that of plain decoding, token for token.
 
 Every registered drafter (trained ones untrained, in two sizes) x exact rule x tree x batch size x
-sampling setting, wrapped by ``Guided``, against the oracle in float64: the full product on Llama
-for the trained ones; for the others, to which a setting is only another text, every tree in every
-batch size. On every other family one cell per drafter, laid out so that every drafter, tree, batch
-size, setting and family meets every other in some cell. A new line in the registry of drafters, of
-rules or of families is covered by being there.
+sampling setting, wrapped by ``Guided``, against the oracle in float64: the full product on Llama;
+for variants of one head and for arbiters every tree in every batch size. On every other family one
+cell per drafter, laid out so that every drafter, tree, batch size, setting and family meets every
+other in some cell. A new line in the registry of drafters, of rules or of families is covered by
+being there.
 
 A cell in which nothing was accepted or nothing rejected would prove nothing: each must show an
 accepted path of three nodes, a rejection and twenty different tokens.
@@ -30,14 +30,17 @@ EXACT = [rule.name for rule in RULES.values() if rule.promise == "exact"]
 COLUMNS = (world.drafter_cases(), list(world.TREES), list(world.ROWS), list(world.SETTINGS))
 
 
+REGISTERED = [*world.trained_cases(), *world.untrained_cases()]
+
+
 def full(family: str) -> list[Cell]:
-    return [(family, *cell) for cell in product(EXACT, world.trained_cases(), *COLUMNS[1:])]
+    return [(family, *cell) for cell in product(EXACT, REGISTERED, *COLUMNS[1:])]
 
 
 def light(family: str) -> list[Cell]:
     """Every tree in every batch size, rules and settings in turn."""
     _, trees, batches, settings = COLUMNS
-    others = (case for case in COLUMNS[0] if case not in world.trained_cases())
+    others = (case for case in COLUMNS[0] if case not in REGISTERED)
     return [
         (family, EXACT[i % len(EXACT)], *cell, settings[i % len(settings)])
         for i, cell in enumerate(product(others, trees, batches))
