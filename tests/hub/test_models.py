@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from jakiro.api import load, usable_drafters
 from jakiro.drafters.draft_model import DraftModel
 from jakiro.errors import CheckpointError, PairMismatch, TargetRefused
+from jakiro.hub.models import save_model
 from jakiro.sampling.params import SamplingParams
 from tests.families import llama_like
 from tests.train.support import VOCABULARY, tiny_target, word_tokenizer
@@ -96,3 +98,12 @@ def test_names_that_need_a_directory_say_so() -> None:
     assert not {"jakiro", "eagle2"} & set(usable_drafters("elsewhere"))
     with pytest.raises(CheckpointError, match="no 'draft_model' is bundled; train one"):
         load("pico", "draft_model")
+
+
+def test_no_room_for_temporary_files_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(CheckpointError, match=r"cannot save .*out: .*temporary.*TMPDIR"):
+        save_model(small(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())

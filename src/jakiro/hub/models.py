@@ -84,14 +84,20 @@ def save_model(
 ) -> None:
     """Write a model as ``transformers`` does, with its tokenizer and ``notes.json`` beside it; each
     file whole or not at all. Files of other names stay. Raises ``CheckpointError``."""
-    with TemporaryDirectory() as name:
-        scratch = Path(name)
-        model.save_pretrained(scratch)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(scratch)
-        (scratch / NOTES_FILE).write_text(json.dumps(dict(notes or {}), indent=2) + "\n")
-        made = sorted(scratch.iterdir())
-        replace_files({directory / path.name: partial(copyfile, path) for path in made})
+    try:
+        with TemporaryDirectory() as name:
+            scratch = Path(name)
+            model.save_pretrained(scratch)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(scratch)
+            (scratch / NOTES_FILE).write_text(json.dumps(dict(notes or {}), indent=2) + "\n")
+            made = sorted(scratch.iterdir())
+            replace_files({directory / path.name: partial(copyfile, path) for path in made})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot save {directory}: its files could not be prepared in the directory for "
+            f"temporary ones ({error}); make room there, or set TMPDIR"
+        ) from error
 
 
 def check_vocabularies(drafter: tuple[int, object], target: tuple[int, object], place: str) -> None:
