@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jakiro.bench.compare import Finding, compare
-from jakiro.bench.equality import Divergence, Judge
+from jakiro.bench.equality import Divergence, Judge, first_difference
 from jakiro.bench.grid import Prompts
 from jakiro.bench.report import Report
 from jakiro.bench.statistics import Ratio, Spread
@@ -33,11 +33,9 @@ class Lenient(Judge):
         expected: Sequence[int],
         found: Sequence[int],
     ) -> Divergence | None:
-        if list(expected) == list(found):
+        place = first_difference(expected, found)
+        if place is None:
             return None
-        place = next(
-            i for i, pair in enumerate(zip(expected, found, strict=True)) if len({*pair}) > 1
-        )
         return Divergence(place, expected[place], found[place], 2e-5, is_near_tie=place == 1)
 
 

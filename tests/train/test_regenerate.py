@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,14 @@ def test_answers_to_other_data_are_refused(engine: Engine, tmp_path: Path) -> No
     path.write_text("nonsense\n")
     with pytest.raises(DataError, match="line 1 is damaged"):
         list(regenerate(engine, RECORDS, path, PARAMS))
+
+
+def test_answers_to_other_settings_are_not_gone_on_from(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    list(regenerate(engine, RECORDS, path, PARAMS))
+    kept = path.read_bytes()
+    changed = [replace(RECORDS[0], messages=conversation("w2 w2", "w3")), *RECORDS[1:]]
+    for records, params in ((RECORDS, replace(PARAMS, max_new_tokens=3)), (changed, PARAMS)):
+        with pytest.raises(ConfigError, match="other settings or to data that has changed"):
+            regenerate(engine, records, path, params)
+    assert path.read_bytes() == kept

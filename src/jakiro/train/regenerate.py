@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,15 +31,17 @@ def regenerate(
     texts stay as they are. A conversation ends where the context does. ``records`` are iterated
     several times, and no more than a group of them is held.
 
-    Answers are kept in ``path`` (JSON lines), and a run that finds some goes on from there.
+    Answers are kept in ``path`` (JSON lines), and a run that finds some goes on from there; if they
+    are of other conversations, settings or another target it raises ``ConfigError``.
     ``report`` is told how many conversations are done, of how many.
     """
     total = sum(1 for _ in _conversations(records))
-    done = _count_stored(path, _conversations(records))
+    sign = _signer(engine, params)
+    done = _count_stored(path, _conversations(records), sign)
     waiting = islice(_conversations(records), done, None)
     while group := list(islice(waiting, _GROUP)):
         report(done, total)
-        _append(path, group, _answer(engine, group, params, done))
+        _append(path, group, _answer(engine, group, params, done), sign)
         done += len(group)
     report(total, total)
     return answered(records, path)
@@ -99,10 +102,29 @@ def _to_last_answer(messages: list[Message]) -> list[Message]:
     return messages
 
 
-def _append(path: Path, group: Sequence[Record], answers: Sequence[list[Message]]) -> None:
+def _signer(engine: Engine, params: SamplingParams) -> Callable[[Record], str]:
+    """A digest of all that an answer depends on: the conversation, the settings, the target."""
+    common = json.dumps([repr(params), engine.target.fingerprint()])
+
+    def sign(record: Record) -> str:
+        return hashlib.sha256(f"{common}{json.dumps(record.messages)}".encode()).hexdigest()
+
+    return sign
+
+
+def _append(
+    path: Path,
+    group: Sequence[Record],
+    answers: Sequence[list[Message]],
+    sign: Callable[[Record], str],
+) -> None:
     """Keep the ``answers`` to ``group``; they outlive a kill of the process."""
     lines = [
-        json.dumps({"place": record.place, "messages": messages}, ensure_ascii=False) + "\n"
+        json.dumps(
+            {"place": record.place, "asked": sign(record), "messages": messages},
+            ensure_ascii=False,
+        )
+        + "\n"
         for record, messages in zip(group, answers, strict=True)
     ]
     try:
@@ -114,7 +136,9 @@ def _append(path: Path, group: Sequence[Record], answers: Sequence[list[Message]
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def _count_stored(path: Path, conversations: Iterator[Record]) -> int:
+def _count_stored(
+    path: Path, conversations: Iterator[Record], sign: Callable[[Record], str]
+) -> int:
     """How many answers are in ``path``; a last line cut short by a kill is removed."""
     if not path.exists():
         return 0
@@ -124,7 +148,7 @@ def _count_stored(path: Path, conversations: Iterator[Record]) -> int:
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
-                _check_stored(path, count, line, next(conversations, None))
+                _check_stored(path, count, line, next(conversations, None), sign)
                 count, size = count + 1, size + len(line)
         os.truncate(path, size)
     except OSError as error:
@@ -132,7 +156,9 @@ def _count_stored(path: Path, conversations: Iterator[Record]) -> int:
     return count
 
 
-def _check_stored(path: Path, number: int, line: bytes, asked: Record | None) -> None:
+def _check_stored(
+    path: Path, number: int, line: bytes, asked: Record | None, sign: Callable[[Record], str]
+) -> None:
     """Raise unless ``line`` holds an answer to the conversation ``asked``."""
     try:
         stored = json.loads(line)
@@ -142,4 +168,9 @@ def _check_stored(path: Path, number: int, line: bytes, asked: Record | None) ->
     if asked is None or asked.place != place:
         raise ConfigError(
             f"{path} holds answers to other data ({place}); give the same --data, or another --out"
+        )
+    if stored.get("asked") != sign(asked):
+        raise ConfigError(
+            f"{path} holds answers of another target, to other settings or to data that has "
+            f"changed since ({place}); go on as before, or give another --out"
         )
