@@ -8,7 +8,9 @@ JakiroError
 ├── TargetRefused      the target cannot be driven losslessly; names the reason
 ├── PairMismatch       drafter and target do not belong together
 ├── CheckpointError    a checkpoint is missing, damaged or does not fit its config
-└── RowFailed          one request died (for example of NaN logits); the others go on
+├── RowFailed          one request died (for example of NaN logits); the others go on
+├── Busy               too many requests wait; says when to come again
+└── Closed             a scheduler that takes no more requests
 
 Every message says what is wrong, the value, what is allowed, and what to do.
 """
@@ -53,3 +55,18 @@ class CheckpointError(JakiroError):
 
 class RowFailed(JakiroError):
     """One request that could not be finished."""
+
+
+class Busy(JakiroError):
+    """Too many requests wait already."""
+
+    def __init__(self, num_waiting: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{num_waiting} requests wait already; try again in about {retry_after_s:.1f} s"
+        )
+        self.retry_after_s = retry_after_s
+        """An estimate, in seconds."""
+
+
+class Closed(JakiroError):
+    """A scheduler that takes no more requests."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jakiro.engine.detokenize import REPLACEMENT, Detokenizer
-from jakiro.engine.engine import Chunk
+from jakiro.engine.stream import Chunk
 from jakiro.errors import ConfigError, RowFailed
 from jakiro.sampling.params import SamplingParams
 from tests.conformance import world

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +14,7 @@ from jakiro.engine.batch import Batch, count_run
 from jakiro.engine.request import Completion, Request
 from jakiro.engine.stats import Stats
 from jakiro.engine.step import step
+from jakiro.engine.stream import Chunk, Tail
 from jakiro.errors import ConfigError, PromptError, RowFailed
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.features import NO_FEATURES
@@ -36,15 +36,6 @@ class PromptTokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool = ...) -> Any: ...
 
     def apply_chat_template(self, conversation: list[Message], **kwargs: Any) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a streamed answer; ``completion`` comes with the last one."""
-
-    text: str
-    token_ids: list[int]
-    completion: Completion | None = None
 
 
 class Engine:
@@ -86,7 +77,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.stats = Stats()
         self._eos_ids = frozenset(eos_ids)
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
         self._batch = Batch(target, self.plan, noise, is_sampled=rule.is_sampled)
         self._waiting: deque[Request] = deque()
 
@@ -113,8 +104,7 @@ class Engine:
             raise ConfigError("prompts is a list; for one prompt write generate([prompt])")
         each = self._params_for(prompts, params)
         requests = [
-            self._request(prompt, own, processors)
-            for prompt, own in zip(prompts, each, strict=True)
+            self.prepare(prompt, own, processors) for prompt, own in zip(prompts, each, strict=True)
         ]
         self._waiting.extend(requests)
         try:
@@ -138,24 +128,16 @@ class Engine:
             RowFailed: the request could not be finished; what was good has been given out.
         """
         request = self.submit(prompt, params or SamplingParams(), processors=processors)
+        tail = Tail(request)
         try:
-            num_tokens = num_chars = 0
             is_over = False
             while not is_over:
                 # A neighbour's step may have finished this request; its last chunk is still due.
                 if request.finish_reason is None:
                     self.step()
-                is_over = request.finish_reason is not None
-                text = request.detokenizer
-                safe = 0 if text is None else text.num_safe
-                if is_over and text is not None:
-                    safe = len(text.text)
-                piece = "" if text is None else text.text[num_chars:safe]
-                num_chars = max(safe, num_chars)
-                tokens = request.token_ids[num_tokens:]
-                num_tokens += len(tokens)
-                done = request.completion() if is_over else None
-                yield Chunk(piece, tokens, done)
+                chunk = tail.next()
+                is_over = chunk.completion is not None
+                yield chunk
             if request.error is not None:
                 raise RowFailed(request.error)
         finally:
@@ -172,9 +154,45 @@ class Engine:
     ) -> Request:
         """Queue a request; ``step`` until its ``finish_reason`` is set. Raises what ``generate``
         raises."""
-        request = self._request(prompt, params or SamplingParams(), processors)
-        self._waiting.append(request)
+        request = self.prepare(prompt, params or SamplingParams(), processors)
+        self.enqueue(request)
         return request
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        processors: Sequence[LogitsProcessor] = (),
+        choice_index: int = 0,
+    ) -> Request:
+        """A request that is checked but not queued. Unlike everything else here, it may be called
+        while another thread is in ``step``. Raises what ``generate`` raises."""
+        ids = self.encode(prompt)
+        self.target.check_prompt(ids)
+        self._batch.sampler.check(params)
+        if params.stop and self.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer; load with tokenizer=")
+        end_ids = frozenset(params.stop_token_ids)
+        seed = params.seed
+        return Request(
+            prompt_ids=ids,
+            params=params,
+            seed=int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed,
+            num_wanted=min(params.max_new_tokens, self.target.context_length - len(ids)),
+            end_ids=end_ids if params.ignore_eos else end_ids | self._eos_ids,
+            tokenizer=self.tokenizer,
+            processors=processors,
+            choice_index=choice_index,
+        )
+
+    def enqueue(self, request: Request) -> None:
+        """Let a prepared request wait for its turn."""
+        self._waiting.append(request)
+
+    @property
+    def num_rows(self) -> int:
+        """Requests being answered."""
+        return len(self._batch.rows)
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -186,7 +204,7 @@ class Engine:
         """
         self._leave()
         began = time.perf_counter()
-        while self._waiting and len(self._batch.rows) < self._max_batch_size:
+        while self._waiting and len(self._batch.rows) < self.max_batch_size:
             request = self._waiting.popleft()
             if request.finish_reason is None:
                 self._batch.admit(request, self.target, self.drafter)
@@ -252,23 +270,3 @@ class Engine:
         if len(params) != len(prompts):
             raise ConfigError(f"got {len(params)} sampling params for {len(prompts)} prompts")
         return list(params)
-
-    def _request(
-        self, prompt: Prompt, params: SamplingParams, processors: Sequence[LogitsProcessor]
-    ) -> Request:
-        ids = self.encode(prompt)
-        self.target.check_prompt(ids)
-        self._batch.sampler.check(params)
-        if params.stop and self.tokenizer is None:
-            raise ConfigError("stop strings need a tokenizer; load with tokenizer=")
-        end_ids = frozenset(params.stop_token_ids)
-        seed = params.seed
-        return Request(
-            prompt_ids=ids,
-            params=params,
-            seed=int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed,
-            num_wanted=min(params.max_new_tokens, self.target.context_length - len(ids)),
-            end_ids=end_ids if params.ignore_eos else end_ids | self._eos_ids,
-            tokenizer=self.tokenizer,
-            processors=processors,
-        )

@@ -11,7 +11,7 @@ from jakiro.engine.stats import Stats
 from jakiro.sampling.params import SamplingParams
 from jakiro.typing import LogitsProcessor
 
-FinishReason = Literal["stop", "length", "error", "cancelled"]
+FinishReason = Literal["stop", "length", "error", "cancelled", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Completion:
 
     ``token_ids`` include the end token; ``text`` stops before a stop string and shows no special
     tokens (empty without a tokenizer). ``finish_reason``: ``stop`` (end token or stop string),
-    ``length``, ``error`` (``error`` says which; the tokens before it are good) or ``cancelled``.
+    ``length``, ``error`` (``error`` says which; the tokens before it are good), ``cancelled`` or
+    ``deadline``.
     ``seed`` is the one it was sampled with; ``logprobs`` has an entry per token if asked for.
     """
 
