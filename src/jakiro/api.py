@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -85,7 +85,10 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     plan = TreePlan.parse(tree) if isinstance(tree, str) else tree
     found_rule = find_rule(rule)
     is_bundled = _is_bundled(target)
-    location = _bundled(BUNDLED_TARGET) if target == BUNDLED_TARGET else target
+    chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
+    # Found before the target is loaded, which may take minutes.
+    source = _find_drafter(chosen, is_bundled) if isinstance(chosen, (str, Path)) else None
+    location = target if isinstance(target, PreTrainedModel) else target_location(target)
     if isinstance(location, (str, Path)):
         wanted = _dtype(dtype, torch.float32 if is_bundled else "auto")
         model = load_model(location, wanted, _device(device), device_map)
@@ -94,14 +97,15 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     else:
         model = location
     wrapped = Target(model)
-    chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
-    if isinstance(chosen, (str, Path)):
-        chosen = _load_drafter(chosen, wrapped, tokenizer, is_bundled)
-    elif not isinstance(chosen, Drafter):
-        chosen = _draft_model(chosen, wrapped, (None, tokenizer))
+    if source is not None:
+        made = _load_drafter(source, wrapped, tokenizer)
+    elif isinstance(chosen, Drafter):
+        made = chosen
+    else:
+        made = _draft_model(cast(PreTrainedModel, chosen), wrapped, (None, tokenizer))
     return Engine(
         wrapped,
-        chosen,
+        made,
         found_rule,
         plan=plan,
         tokenizer=tokenizer,
@@ -138,6 +142,11 @@ def _is_bundled(target: str | Path | PreTrainedModel) -> bool:
     return target == BUNDLED_TARGET
 
 
+def target_location(target: str | Path) -> str | Path:
+    """Where a target is read from: of the bundled one's name its directory, else ``target``."""
+    return _bundled(BUNDLED_TARGET) if target == BUNDLED_TARGET else target
+
+
 def _bundled(name: str) -> Path:
     """Directory of a model inside the package."""
     return Path(str(files("jakiro") / "models" / name))
@@ -170,27 +179,29 @@ def _device(given: str | torch.device | None) -> torch.device | None:
         ) from error
 
 
-def _load_drafter(
-    chosen: str | Path, target: Target, tokenizer: PromptTokenizer | None, is_bundled: bool
-) -> Drafter:
-    """A drafter by registered name or from a directory."""
+class _Source(NamedTuple):
+    """What a drafter will be made of: a method without a checkpoint or the directory of one, and
+    the arbiters over it, the outermost first."""
+
+    inner: registry.Entry | Path
+    arbiters: tuple[registry.Entry, ...] = ()
+
+
+def _find_drafter(chosen: str | Path, is_bundled: bool) -> _Source:
+    """What a registered name or a directory stands for."""
     name = str(chosen)
-    is_name = isinstance(chosen, str) and chosen in registry.names()
-    if not is_name and Path(chosen).is_dir():
-        return _from_directory(Path(chosen), target, tokenizer)
+    entry = registry.ENTRIES.get(name) if isinstance(chosen, str) else None
+    if entry is None and name and Path(chosen).is_dir():
+        return _Source(Path(chosen))
     outer, plus, inner = name.partition("+")
-    if plus:
-        over: Drafter = registry.find_arbiter(outer).load()(
-            _load_drafter(inner, target, tokenizer, is_bundled)
-        )
-        return over
-    try:
-        entry = registry.find(name)
-    except UnknownName as error:
-        raise UnknownName("drafter", name, [*registry.names(), "a directory"]) from error
+    if plus and outer in registry.arbiters():
+        found = _find_drafter(inner, is_bundled)
+        return found._replace(arbiters=(registry.find(outer), *found.arbiters))
+    if entry is None:
+        over = (f"{arbiter}+ one of these" for arbiter in registry.arbiters())
+        raise UnknownName("drafter", name, [*registry.names(), "a directory", *over])
     if not entry.is_trained:
-        drafter: Drafter = entry.load()()
-        return drafter
+        return _Source(entry)
     advice = f"(jakiro train --method {name} --target ...) and give its directory"
     if not is_bundled:
         raise PairMismatch(
@@ -200,7 +211,18 @@ def _load_drafter(
     directory = bundled_drafter(name)
     if not directory.is_dir():
         raise CheckpointError(f"no {name!r} is bundled; train one {advice}")
-    return _from_directory(directory, target, tokenizer)
+    return _Source(directory)
+
+
+def _load_drafter(source: _Source, target: Target, tokenizer: PromptTokenizer | None) -> Drafter:
+    drafter: Drafter = (
+        _from_directory(source.inner, target, tokenizer)
+        if isinstance(source.inner, Path)
+        else source.inner.load()()
+    )
+    for entry in reversed(source.arbiters):
+        drafter = entry.load()(drafter)
+    return drafter
 
 
 def _from_directory(directory: Path, target: Target, tokenizer: PromptTokenizer | None) -> Drafter:

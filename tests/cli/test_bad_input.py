@@ -315,6 +315,24 @@ def test_a_full_disk_while_training(run: Run, target: str, tmp_path: Path, room:
     checkpoint.load(out, tiny_target().fingerprint())
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interrupted_training_says_what_there_is(
+    run: Run, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    def interrupted(*ignored: Any) -> None:
+        if saved:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "training.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jakiro.train.run.train", interrupted)
+    result = run(*training(target, tmp_path))
+    assert result.exit_code == 130
+    assert (
+        "last checkpoint is in" in result.stderr if saved else "before the first" in result.stderr
+    )
+
+
 def test_a_full_disk_under_a_report(run: Run, target: str, prompts: str, tmp_path: Path) -> None:
     arguments = ("bench", "--target", target, "--task", prompts, "-n", "3", "--out", str(tmp_path))
     with disk_of(1000):

@@ -42,6 +42,9 @@ def test_there_and_back(run: Run, target: str, published: str, tmp_path: Path) -
     result = run("generate", "w1 w2", "--target", target, "--drafter", ours, "-n", "4")
     assert result.exit_code == 0, result.output
 
+    result = run("export", ours, "--out", theirs, "--format", "original", "-t", "pico")
+    assert "hidden_size is 32 there and 256 in this target" in " ".join(result.stderr.split())
+
     result = run("export", ours, "--out", theirs, "--format", "original")
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == theirs

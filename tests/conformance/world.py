@@ -147,8 +147,7 @@ def draft_model(of: Target, size: str) -> Target:
 def drafter_cases() -> list[str]:
     """Every registered drafter, those made of a head in two sizes, as ``name/size``, variants of
     one, and every arbiter over one with a cache of its own."""
-    arbiters = [entry.name for entry in registry.ENTRIES.values() if entry.is_arbiter]
-    over = [f"{name}+jakiro/wide" for name in arbiters]
+    over = [f"{name}+jakiro/wide" for name in registry.arbiters()]
     return [*trained_cases(), *variant_cases(), *untrained_cases(), *over]
 
 
@@ -175,7 +174,7 @@ def make_drafter(case: str, of: Target) -> Drafter:
         "model": lambda: (draft_model(of, size), of),
     }
     drafter: Drafter = entry.load()(*made_of[entry.made_of]())
-    return registry.find_arbiter(outer).load()(drafter) if outer else drafter
+    return registry.find(outer).load()(drafter) if outer else drafter
 
 
 def make_feature_drafter(of: Target, case: str = "jakiro") -> FeatureDrafter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import jakiro
@@ -27,9 +29,11 @@ def test_an_arbiter_is_named_before_what_it_stands_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known"),
-    [("none+jakiro", "suffix_automaton"), ("suffix_automaton+nobody", "prompt_lookup")],
+    "name", ["", "none+jakiro", "suffix_automaton+nobody", "no/such+place", "suffix_automaton+"]
 )
-def test_unknown_names_say_what_is_known(name: str, known: str) -> None:
-    with pytest.raises(UnknownName, match=f"unknown .*; known: .*{known}"):
-        jakiro.load(world.model("llama"), name)
+def test_unknown_names_say_what_is_known(name: str) -> None:
+    """And are found before a target is looked for."""
+    unknown = name.removeprefix("suffix_automaton+")
+    known = r"known: .*a directory, .*prompt_lookup, .*suffix_automaton\+ one of these"
+    with pytest.raises(UnknownName, match=f"unknown drafter '{re.escape(unknown)}'; {known}"):
+        jakiro.load("no/such/target", name)

@@ -10,6 +10,7 @@ from jakiro.drafters.none import NoDrafter
 from jakiro.drafters.prompt_lookup import PromptLookup
 from jakiro.engine.engine import Engine
 from jakiro.errors import ConfigError
+from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import Sampler
 from jakiro.target.toy import ToyTarget
 from jakiro.tree.shapes import EAGLE1_PATHS, TreePlan
@@ -64,7 +65,22 @@ def test_a_list_of_candidates_is_no_draw(rule: str) -> None:
             build(rule, CHAIN, PromptLookup())
     else:
         build(rule, CHAIN, PromptLookup())
-    build(rule, CHAIN, NoDrafter())
+    Engine(TOY, NoDrafter(), RULES[rule])
+
+
+def test_a_drafter_works_for_one_engine_at_a_time() -> None:
+    shared = Table(torch.randn(6, 6))
+    one, other = build("match", CHAIN, shared), build("match", STATIC, shared)
+    params = SamplingParams(max_new_tokens=9)
+    (expected,) = one.generate([[1]], params)
+    request = one.submit([1], params)
+    one.step()
+    with pytest.raises(ConfigError, match="another engine has answers in flight with this table"):
+        other.generate([[1]], params)
+    while request.finish_reason is None:
+        one.step()
+    (again,) = other.generate([[1]], params)
+    assert request.token_ids == again.token_ids == expected.token_ids
 
 
 def test_a_draft_that_is_drawn_cannot_lean_to_another_noise() -> None:

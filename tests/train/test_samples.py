@@ -88,6 +88,11 @@ def test_samples_are_tokenised_once_and_others_removed(tmp_path: Path) -> None:
     ]
     with pytest.raises(CheckpointError, match="samples-one"):
         opened(tmp_path, "one")
+    # A copy that was cut off.
+    tokens = tmp_path / "samples-two.tokens"
+    tokens.write_bytes(tokens.read_bytes()[:8])
+    with pytest.raises(CheckpointError, match="2 tokens are not what the ends tell; delete both"):
+        opened(tmp_path, "two")
 
 
 def test_files_of_the_user_stay(tmp_path: Path) -> None:

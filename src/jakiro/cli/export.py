@@ -40,10 +40,12 @@ def export(
     original: what the authors' code of the method loads. eagle-vllm: what vLLM loads with
     method "eagle"; Jakiro heads need a model class registered as EagleJakiroLlamaForCausalLM.
     """
+    from jakiro.api import target_location
     from jakiro.cli import session
     from jakiro.hub.convert.exporting import export_head
 
-    done = export_head(directory, out, form.value, target)
+    location = None if target is None else target_location(target)
+    done = export_head(directory, out, form.value, location)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **asdict(done)}))
         return

@@ -154,6 +154,7 @@ def train(
     )
     from jakiro.train.run import Reports
     from jakiro.train.run import train as run
+    from jakiro.train.trainer import STATE_FILE
 
     config = TrainConfig(
         method=method,
@@ -201,6 +202,8 @@ def train(
         except KeyboardInterrupt:
             console.print(
                 f"Stopped. The last checkpoint is in {out}; the same command goes on from it."
+                if (out / STATE_FILE).exists()
+                else "Stopped before the first checkpoint; the same command starts again."
             )
             raise typer.Exit(130) from None
     if is_first:

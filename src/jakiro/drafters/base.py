@@ -69,6 +69,8 @@ class Drafter(ABC):
     can_sample: bool = False
     """Whether all its nodes are chosen by ``grow`` from ``request.noise.scores``, one score per
     token and frontier node: then rules that need a draft drawn from a law can be used."""
+    holder: object | None = None
+    """The batch whose rows it has; those of one only."""
     module_ms: float = 0.0
     """Wall time spent inside the drafter's own network, for the engine's statistics."""
 

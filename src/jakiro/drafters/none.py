@@ -6,6 +6,7 @@ from torch import Tensor
 
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.target.output import TargetOutput
+from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
@@ -16,6 +17,8 @@ class NoDrafter(Drafter):
     name = "none"
     can_sample = True
     """It has no node that was not drawn."""
+    plan = TreePlan.chain(1)
+    """Any would do; every rule takes this one."""
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         """Nothing to remember."""

@@ -160,9 +160,6 @@ def find(name: str) -> Entry:
     return ENTRIES[name]
 
 
-def find_arbiter(name: str) -> Entry:
-    """The arbiter called ``name``; ``UnknownName`` if there is none."""
-    arbiters = [entry.name for entry in ENTRIES.values() if entry.is_arbiter]
-    if name not in arbiters:
-        raise UnknownName("arbiter", name, arbiters)
-    return ENTRIES[name]
+def arbiters() -> list[str]:
+    """The names that may stand over another drafter."""
+    return [entry.name for entry in ENTRIES.values() if entry.is_arbiter]

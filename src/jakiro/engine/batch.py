@@ -8,6 +8,7 @@ from torch import Tensor
 from jakiro.drafters.base import Drafter, DraftNoise, DraftRequest
 from jakiro.engine.request import Request, TokenLogprobs
 from jakiro.engine.stats import Stats
+from jakiro.errors import ConfigError
 from jakiro.sampling.process import NodeView, Sampler
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
@@ -34,6 +35,15 @@ class Batch:
         self._noise = noise or self.sampler
         self._draws = self.sampler.sampled_drafts() if is_sampled else None
         self._device = target.device
+
+    def check_free(self, drafter: Drafter) -> None:
+        """Raise ``ConfigError`` while ``drafter`` has rows of another batch: they are numbered
+        alike, and each engine would spoil the other's."""
+        if drafter.holder not in (None, self):
+            raise ConfigError(
+                f"another engine has answers in flight with this {drafter.name} drafter; finish "
+                "them first, or load a second drafter"
+            )
 
     def admit(self, request: Request, target: Target, drafter: Drafter) -> None:
         """Prefill one request; it emits its first token and becomes the last row.
@@ -63,6 +73,7 @@ class Batch:
             processors=request.processors,
         )
         features = None if out.features is None else out.features[0]
+        drafter.holder = self
         drafter.begin(request.prompt_ids, features)
         self.rows.append(request)
         tree = TokenTree.root_only(torch.tensor(request.prompt_ids[-1:], device=self._device))
@@ -122,6 +133,7 @@ class Batch:
         self.cache.keep(stay)
         self.sampler.keep(stay)
         drafter.keep(stay)
+        drafter.holder = self if stay else None
         self.rows = [self.rows[i] for i in stay]
 
     def _take(self, row: int, tokens: list[int], logits: Tensor, failed: list[bool]) -> int:

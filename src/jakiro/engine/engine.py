@@ -204,6 +204,8 @@ class Engine:
         """
         self._leave()
         began = time.perf_counter()
+        if self._waiting:
+            self._batch.check_free(self.drafter)
         while self._waiting and len(self._batch.rows) < self.max_batch_size:
             request = self._waiting.popleft()
             if request.finish_reason is None:

@@ -28,14 +28,37 @@ class History:
             raise CheckpointError(f"cannot write {self._path}: {error}") from error
 
     def read(self) -> Records:
-        """All records; a last line cut short by a kill is left out."""
-        lines = self._path.read_text().split("\n") if self._path.exists() else []
-        return [json.loads(line) for line in lines[:-1]]
+        """All records. A last line that a kill cut short is left out; any other that is no record
+        raises ``CheckpointError``."""
+        try:
+            lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self._path}: {error}") from error
+        records: Records = []
+        for number, line in enumerate(lines, start=1):
+            record = _record(line)
+            if record is not None:
+                records.append(record)
+            elif number < len(lines):
+                raise CheckpointError(
+                    f"{self._path}, line {number} is no record of a step: {line[:60]!r}; remove "
+                    "that line, or the whole file to go on without what it tells"
+                )
+        return records
 
     def keep(self, step: int) -> None:
         """Drop the records after ``step``, whose steps are about to be done again."""
         kept = [json.dumps(record) + "\n" for record in self.read() if record["step"] <= step]
         replace_files({self._path: lambda path: path.write_text("".join(kept))})
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def draw(records: Records, path: Path) -> bool:

@@ -156,11 +156,14 @@ def stored(pieces: Callable[[], Iterable[Piece]], directory: Path, key: str) -> 
 
 
 def opened(directory: Path, key: str) -> Samples:
-    """The samples that ``stored`` has kept in ``directory`` under ``key``."""
+    """The samples that ``stored`` has kept in ``directory`` under ``key``. Raises
+    ``CheckpointError``."""
     tokens, ends = _files(directory, key)
     try:
         packed = np.memmap(tokens, np.int32, "r")
         places = np.load(ends)
+        if places.dtype != np.int64 or len(places) < 5 or places[-5] != len(packed):
+            raise ValueError(f"{len(packed)} tokens are not what the ends tell")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot read {tokens} and {ends}: {error}; delete both to tokenise again"
