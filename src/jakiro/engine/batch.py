@@ -8,6 +8,7 @@ from torch import Tensor
 from jakiro.drafters.base import Drafter, DraftNoise, DraftRequest
 from jakiro.engine.request import Request, TokenLogprobs
 from jakiro.engine.stats import Stats
+from jakiro.engine.trace import Cycle
 from jakiro.errors import ConfigError
 from jakiro.sampling.process import NodeView, Sampler
 from jakiro.target.output import TargetOutput
@@ -99,13 +100,21 @@ class Batch:
         """Hand every row its accepted tokens and its bonus."""
         tokens = tree.tokens.tolist()
         deepest = (tree.depth * tree.valid).amax(-1).tolist()
+        num_drafted = (tree.valid.sum(-1) - 1).tolist()
         failed = nodes.failed.gather(1, verdict.path).tolist()
         for row, (request, path) in enumerate(zip(self.rows, verdict.paths, strict=True)):
             request.stats.num_forwards += 1
+            request.stats.num_drafted += num_drafted[row]
             request.stats.count_path(len(path) - 1, deepest[row])
             new = [tokens[row][node] for node in path[1:]] + [verdict.bonuses[row]]
             logits = out.logits[row, verdict.path[row, : len(path)]]
             self._take(row, new, logits, failed[row][: len(path)])
+
+    def trace(self, tree: TokenTree, verdict: Verdict, times_ms: tuple[float, float]) -> None:
+        """Record the cycle for the rows that asked for it; ``times_ms`` of draft and verify."""
+        for row, request in enumerate(self.rows):
+            if request.params.trace:
+                request.cycles.append(Cycle.of(tree, verdict, row, times_ms))
 
     def leave(self, drafter: Drafter) -> list[Request]:
         """Remove the finished rows everywhere; returns them.
@@ -178,6 +187,7 @@ def count_run(total: Stats, done: Request) -> None:
     total.num_prefills += done.stats.num_prefills
     total.num_forwards += done.stats.num_forwards
     total.num_emitted += done.stats.num_emitted
+    total.num_drafted += done.stats.num_drafted
     missing = len(done.stats.offered_by_depth) - len(total.offered_by_depth)
     total.offered_by_depth += [0] * missing
     total.accepted_by_depth += [0] * missing

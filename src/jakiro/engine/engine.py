@@ -76,7 +76,7 @@ class Engine:
             )
         self.tokenizer = tokenizer
         self.stats = Stats()
-        self._eos_ids = frozenset(eos_ids)
+        self.eos_ids = frozenset(eos_ids)
         self.max_batch_size = max_batch_size
         self._batch = Batch(target, self.plan, noise, is_sampled=rule.is_sampled)
         self._waiting: deque[Request] = deque()
@@ -179,7 +179,7 @@ class Engine:
             params=params,
             seed=int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed,
             num_wanted=min(params.max_new_tokens, self.target.context_length - len(ids)),
-            end_ids=end_ids if params.ignore_eos else end_ids | self._eos_ids,
+            end_ids=end_ids if params.ignore_eos else end_ids | self.eos_ids,
             tokenizer=self.tokenizer,
             processors=processors,
             choice_index=choice_index,
@@ -228,8 +228,9 @@ class Engine:
         """Start the engine's totals anew."""
         self.stats = Stats()
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; a conversation goes through the chat template.
+    def encode(self, prompt: Prompt, **template: Any) -> list[int]:
+        """Token ids of a prompt; a conversation goes through the chat template, which is given
+        ``template`` too (``tools=...``).
 
         Raises:
             PromptError: the prompt is empty or of another kind, or there is no tokenizer for it.
@@ -251,7 +252,7 @@ class Engine:
             return list(self.tokenizer(prompt)["input_ids"])
         try:
             rendered = self.tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=False
+                list(prompt), add_generation_prompt=True, tokenize=False, **template
             )
         except Exception as error:  # templates raise whatever they like
             raise PromptError(f"the chat template refuses the conversation: {error}") from error

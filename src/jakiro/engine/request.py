@@ -8,6 +8,7 @@ from typing import Literal
 
 from jakiro.engine.detokenize import Detokenizer, Tokenizer
 from jakiro.engine.stats import Stats
+from jakiro.engine.trace import Cycle
 from jakiro.sampling.params import SamplingParams
 from jakiro.typing import LogitsProcessor
 
@@ -59,6 +60,8 @@ class Request:
     choice_index: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    cycles: list[Cycle] = field(default_factory=list)
+    """Filled if ``params.trace``."""
     finish_reason: FinishReason | None = None
     error: str | None = None
     stats: Stats = field(default_factory=Stats)

@@ -17,6 +17,8 @@ class Stats:
     """Prefills that brought a first token."""
     num_forwards: int = 0
     num_emitted: int = 0
+    num_drafted: int = 0
+    """Nodes that were verified and could have been accepted."""
     accepted_by_depth: list[int] = field(default_factory=list)
     """At index d: how often a node at depth d+1 was accepted."""
     offered_by_depth: list[int] = field(default_factory=list)

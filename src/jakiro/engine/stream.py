@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jakiro.engine.request import Completion, Request
+from jakiro.engine.trace import Cycle
 from jakiro.errors import RowFailed
 
 
@@ -19,6 +20,9 @@ class Chunk:
     text: str
     token_ids: list[int]
     completion: Completion | None = None
+    cycles: Sequence[Cycle] = ()
+    """Those that brought the tokens, if the request is traced; the first token of an answer comes
+    from no cycle."""
 
 
 class Tail:
@@ -26,7 +30,7 @@ class Tail:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._num_tokens = self._num_chars = 0
+        self._num_tokens = self._num_chars = self._num_cycles = 0
 
     def next(self) -> Chunk:
         """The tokens since the last call and the text that no stop string can take back; with the
@@ -40,7 +44,9 @@ class Tail:
             self._num_chars = max(end, self._num_chars)
         tokens = request.token_ids[self._num_tokens :]
         self._num_tokens += len(tokens)
-        return Chunk(piece, tokens, request.completion() if is_over else None)
+        cycles = request.cycles[self._num_cycles :]
+        self._num_cycles += len(cycles)
+        return Chunk(piece, tokens, request.completion() if is_over else None, cycles)
 
 
 class Stream:

@@ -53,6 +53,8 @@ class SamplingParams:
     logprobs: int | None = None
     """How many alternatives to report per token, with the log-probabilities of the raw logits;
     None reports nothing."""
+    trace: bool = False
+    """Record of every cycle which tree was drafted and what was kept of it."""
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, 1)

@@ -1,0 +1,42 @@
+"""What happened in a cycle, for those who want to watch; recorded only on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """One cycle of one row: its draft tree, what was kept of it, and how long it took.
+
+    Nodes are those that could be accepted, the root first; ``parents`` are places in the same
+    list, -1 for the root; ``path`` holds the places of the accepted ones, the root's among them.
+    The times are those of the whole batch.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    path: list[int]
+    bonus: int
+    draft_ms: float
+    verify_ms: float
+
+    @classmethod
+    def of(
+        cls, tree: TokenTree, verdict: Verdict, row: int, times_ms: tuple[float, float]
+    ) -> Cycle:
+        """That of ``row``; ``times_ms``: of drafting and verifying."""
+        nodes = tree.valid[row].nonzero()[:, 0].tolist()
+        places = {node: place for place, node in enumerate(nodes)}
+        tokens, parents = tree.tokens[row].tolist(), tree.parents[row].tolist()
+        return cls(
+            tokens=[tokens[node] for node in nodes],
+            parents=[places.get(parents[node], -1) for node in nodes],
+            path=[places[node] for node in verdict.paths[row]],
+            bonus=verdict.bonuses[row],
+            draft_ms=times_ms[0],
+            verify_ms=times_ms[1],
+        )
