@@ -32,7 +32,7 @@ BUNDLED_TARGET = "pico"
 class _DeterministicScores:
     """Draft scores that ignore the noise: plain top-k trees at every temperature."""
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return logits.float().log_softmax(-1)
 
 

@@ -16,7 +16,7 @@ from jakiro.tree.token_tree import TokenTree
 class PlainScores:
     """Scores without noise."""
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return logits.log_softmax(-1).float()
 
 

@@ -64,6 +64,21 @@ def test_scores_are_the_formula() -> None:
         torch.testing.assert_close(scores[row], expected.float())
 
 
+def test_scores_of_some_tokens_are_those_where_no_other_is_likely() -> None:
+    """Noise, biases, bans and filters go by the token, not by its place among those scored."""
+    ids = torch.randperm(VOCAB)[:90].sort().values
+    cases = [*CASES.values(), {"temperature": 3.0, "top_k": 120, "top_p": 0.8}]
+    cases[5] = {**cases[5], "logit_bias": {int(ids[3]): 9.0}}
+    sampler = sampler_of(cases)
+    few = torch.randn(len(cases), 3, len(ids), dtype=torch.float64) * 3
+    wide = few.new_full((len(cases), 3, VOCAB), -torch.inf).index_copy_(-1, ids, few)
+    scores = sampler.scores(few, 3, ids)
+    torch.testing.assert_close(scores, sampler.scores(wide, 3)[..., ids])
+    drawn, among_all = sampler.sampled_drafts(), sampler.sampled_drafts()
+    torch.testing.assert_close(drawn.scores(few, 2, ids), among_all.scores(wide, 2)[..., ids])
+    torch.testing.assert_close(drawn._laws[2], among_all._laws[2])
+
+
 def test_scores_of_greedy_rows_have_no_noise() -> None:
     logits = torch.randn(2, 3, VOCAB)
     scores = sampler_of([{}, {"temperature": 1.0}]).scores(logits, 1)

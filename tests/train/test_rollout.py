@@ -59,7 +59,7 @@ def test_passes_equal_chains_fed_one_pair_at_a_time() -> None:
 
 
 class PlainScores:
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         return logits.log_softmax(-1)
 
 

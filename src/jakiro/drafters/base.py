@@ -36,11 +36,12 @@ class DraftNoise(Protocol):
     """The randomness of a draft: that the target will choose with, or one of its own, under which
     the best children of a node are drawn from its law without replacement (``can_sample``)."""
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
-        """Log scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits
-        [B, K, V]: ``log softmax(logits + T G_t)`` within what the row's top-k, top-p and min-p
-        keep (``-inf`` outside); ``log softmax(logits)`` for greedy rows. Or, to draw: the log law
-        within the same filters, plus the draft's own noise. Called once per level of a tree."""
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+        """Log scores [B, K, D] (float32) of children at ``depth`` >= 1, from draft logits
+        [B, K, D] of the tokens ``ids`` [D] (None: of all V): ``log softmax(logits + T G_t)`` within
+        what the row's top-k, top-p and min-p keep (``-inf`` outside); ``log softmax(logits)`` for
+        greedy rows. Or, to draw: the log law within the same filters, plus the draft's own noise.
+        Called once per level of a tree."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,11 +20,11 @@ from jakiro.drafters.vocabulary import DraftVocabulary
 
 
 class Branches(ABC):
-    """One level of fed nodes, R per row."""
+    """One level of fed nodes, R per row. Children are numbered as in the vocabulary, of D."""
 
     @abstractmethod
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
-        """Log scores [B, R, V] (float32) of children at ``depth``, ``width`` of which will be
+        """Log scores [B, R, D] (float32) of children at ``depth``, ``width`` of which will be
         made."""
 
     @abstractmethod
@@ -37,10 +37,11 @@ class Sum(Branches):
     """One feature per node."""
 
     def __init__(self, features: Tensor, vocabulary: DraftVocabulary) -> None:
-        self._features, self._logits = features, vocabulary.logits(features)
+        self._features, self._vocabulary = features, vocabulary
+        self._logits = vocabulary.logits(features)
 
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
-        return noise.scores(self._logits, depth)
+        return noise.scores(self._logits, depth, self._vocabulary.ids)
 
     def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
         return gathered(self._features, rows)
@@ -51,15 +52,15 @@ class Decoupled(Branches):
 
     def __init__(self, experts: Experts, vocabulary: DraftVocabulary) -> None:
         self.experts, self._vocabulary = experts, vocabulary
-        local = vocabulary.local_logits(experts.features).float().log_softmax(-1)
-        self._joint = local + experts.weights.float().log()[..., None]
+        laws = vocabulary.logits(experts.features).float().log_softmax(-1)
+        self._joint = laws + experts.weights.float().log()[..., None]
 
     def law(self) -> Tensor:
-        """[B, R, V] float32: the log of the mixture."""
-        return self._vocabulary.widened(self._joint.logsumexp(-2))
+        """[B, R, D] float32: the log of the mixture."""
+        return self._joint.logsumexp(-2)
 
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
-        return noise.scores(self.law(), depth)
+        return noise.scores(self.law(), depth, self._vocabulary.ids)
 
     def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
         return self._of_expert(self.explained(tokens, rows).argmax(-1), rows)
@@ -67,7 +68,7 @@ class Decoupled(Branches):
     def explained(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """``log w_j P_j(x)`` [B, F, K] of the children ``tokens`` of the nodes ``rows``."""
         batch = torch.arange(len(rows), device=rows.device)[:, None]
-        return self._joint[batch, rows, :, self._vocabulary.local(tokens)]
+        return self._joint[batch, rows, :, tokens]
 
     def _of_expert(self, choice: Tensor, rows: Tensor) -> Tensor:
         """Features [B, F, H] of expert ``choice`` [B, F] at the nodes ``rows``."""
@@ -80,9 +81,9 @@ class Union(Decoupled):
     new, until there are enough; a child carries the feature of the expert that proposed it."""
 
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
-        wide = self._vocabulary.widened(self._joint)
-        alone = noise.scores(wide.flatten(1, 2), depth).view_as(wide)
-        width = min(width, wide.shape[-1])
+        joint = self._joint
+        alone = noise.scores(joint.flatten(1, 2), depth, self._vocabulary.ids).view_as(joint)
+        width = min(width, joint.shape[-1])
         self._proposed = alone.topk(width).indices
         # In the order of proposal: [B, R, W K].
         order = self.experts.weights.argsort(-1, descending=True)
@@ -92,7 +93,7 @@ class Union(Decoupled):
         is_new = ~((turns[..., None] == turns[..., None, :]) & earlier).any(-1)
         is_taken = is_new & (is_new.cumsum(-1) <= width)
         # A token is taken at its first proposal; later ones must not undo that.
-        taken = torch.zeros_like(wide[..., 0, :]).scatter_add_(-1, turns, is_taken.to(wide.dtype))
+        taken = torch.zeros_like(joint[..., 0, :]).scatter_add_(-1, turns, is_taken.to(joint.dtype))
         return super().scores(noise, depth, width).masked_fill(taken == 0, -torch.inf)
 
     def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:

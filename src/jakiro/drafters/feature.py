@@ -104,11 +104,11 @@ class FeatureDrafter(Drafter):
             own = torch.eye(width, dtype=torch.bool, device=rows.device)
             reach = torch.cat([seen, own.expand(len(stable), -1, -1)], 2)
             where = (lengths + (frontier.depth - 1))[:, None].expand(-1, width)
-            parents = nodes.carried(frontier.tokens, rows)
+            parents, tokens = nodes.carried(frontier.tokens, rows), frontier.tokens
             span = self._cache.aim(slice(0, len(stable)), width)
             mask = attendable(reach, lengths, span)[:, None]
             wanted = contrasts if frontier.depth == last_fed else 0
-            out = self._forward(frontier.tokens, parents, where, mask, wanted)
+            out = self._forward(self.vocabulary.tokens(tokens), parents, where, mask, wanted)
             self._cache.lengths = [length + width for length in self._cache.lengths]
             nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
             return scores(nodes, frontier.depth + 1)
@@ -119,7 +119,7 @@ class FeatureDrafter(Drafter):
         first = scores(nodes, 1)[:, 0]
         tree = grow(request.plan, request.roots, first, expand, request.depth_caps)
         self._cache.lengths = stable
-        return tree
+        return self.vocabulary.named(tree)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         assert out.features is not None

@@ -2,18 +2,21 @@
 
 FR-Spec (arXiv 2502.14856): with a large vocabulary the LM head is most of a draft's cost, and rare
 tokens are rarely accepted. The rows of frequent tokens make a smaller head; the target still
-chooses among all.
+chooses among all. A tree is grown in the numbering of the scored tokens, so noise, filters and
+rankings are of those alone, and translated when it is whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from jakiro.errors import ConfigError
 from jakiro.target.target import Target
+from jakiro.tree.token_tree import TokenTree
 
 
 class DraftVocabulary:
@@ -23,8 +26,9 @@ class DraftVocabulary:
     """
 
     def __init__(self, target: Target, ids: Tensor | None = None) -> None:
-        self._target, self._ids = target, ids
-        self.local_logits: Callable[[Tensor], Tensor] = target.lm_head
+        self.ids = ids
+        self.logits: Callable[[Tensor], Tensor] = target.lm_head
+        """[.., D] from features [.., H]."""
         if ids is None:
             return
         last = target.vocab_size - 1
@@ -33,22 +37,15 @@ class DraftVocabulary:
                 f"the draft vocabulary must be ascending ids of tokens of the target, from 0 to "
                 f"{last}; got {ids.tolist()[:8]} ..."
             )
-        self.local_logits = target.lm_head_of(ids)
+        self.logits = target.lm_head_of(ids)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """[.., V] from features [.., H]; -inf for tokens that are not scored."""
-        return self.widened(self.local_logits(features))
+    def tokens(self, local: Tensor) -> Tensor:
+        """The tokens of the target at the places ``local`` [..] among the ids."""
+        return local if self.ids is None else self.ids[local]
 
-    def widened(self, local: Tensor) -> Tensor:
-        """[.., V] from scores [.., D]; -inf elsewhere."""
-        if self._ids is None:
-            return local
-        wide = local.new_full((*local.shape[:-1], self._target.vocab_size), -torch.inf)
-        return wide.index_copy_(-1, self._ids, local)
-
-    def local(self, tokens: Tensor) -> Tensor:
-        """Where ``tokens`` are among the ids; any place for those that are not scored, which stand
-        where a level has fewer candidates than places."""
-        if self._ids is None:
-            return tokens
-        return torch.searchsorted(self._ids, tokens).clamp_max(len(self._ids) - 1)
+    def named(self, tree: TokenTree) -> TokenTree:
+        """``tree`` with the tokens of the target below its root."""
+        if self.ids is None:
+            return tree
+        below = self.tokens(tree.tokens[:, 1:])
+        return replace(tree, tokens=torch.cat([tree.tokens[:, :1], below], 1))

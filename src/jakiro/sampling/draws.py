@@ -31,14 +31,18 @@ class DraftDraws:
     draft ends with ``seal``.
     """
 
-    def __init__(self, process: Callable[[Tensor, int], Nodes]) -> None:
-        self._process = process
+    def __init__(
+        self, process: Callable[[Tensor, int, Tensor | None], Nodes], vocab_size: int
+    ) -> None:
+        self._process, self._vocab_size = process, vocab_size
         self._laws: dict[int, Tensor] = {}
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
-        """Scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits [B, K, V]."""
-        nodes = self._process(logits, depth)
-        self._laws[depth] = law = nodes.law()
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+        """Scores [B, K, D] (float32) of children at ``depth`` >= 1, from draft logits [B, K, D] of
+        the tokens ``ids``."""
+        nodes = self._process(logits, depth, ids)
+        law = nodes.law()
+        self._laws[depth] = law if ids is None else self._widened(law, ids)
         scores, greedy = law.log(), nodes.settings.greedy
         if not isinstance(greedy, slice):
             keys = position_keys(purpose_keys(nodes.keys, Purpose.DRAFT), nodes.lengths)
@@ -46,11 +50,16 @@ class DraftDraws:
             keys = position_keys(
                 position_keys(keys, torch.full_like(keys, depth))[:, None], columns
             )
-            noise = gumbel(keys, law.shape[-1])
+            noise = gumbel(keys, law.shape[-1] if ids is None else ids)
             if greedy is not None:
                 noise[greedy] = 0
             scores += noise.to(scores.dtype)
         return scores.float()
+
+    def _widened(self, law: Tensor, ids: Tensor) -> Tensor:
+        """[B, K, V] from a law [B, K, D]: other tokens are never drawn."""
+        wide = law.new_zeros(*law.shape[:-1], self._vocab_size)
+        return wide.index_copy_(-1, ids, law)
 
     def seal(self, tree: TokenTree) -> TokenTree:
         """``tree`` with the laws its nodes were drawn from.

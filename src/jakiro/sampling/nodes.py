@@ -62,6 +62,8 @@ class Nodes:
     """Noise for the free rows."""
     level: int | None = None
     """The depth of all nodes, where it is the same and known."""
+    ids: Tensor | None = None
+    """[V] int64: which tokens these are, of nodes of one level; None: the target's, in order."""
 
     def choice(self) -> Tensor:
         """[b, N] int64: the argmax of processed logits plus noise."""
@@ -136,18 +138,22 @@ class Nodes:
         lie at one level."""
         dtype = self.logits.dtype
         if self.level is not None:
-            return self.levels.upto(rows, self.level + 1, dtype)[:, self.level, None]
+            noise = self.levels.upto(rows, self.level + 1, dtype)[:, self.level, None]
+            return noise if self.ids is None else noise[..., self.ids]
         depth = self.depth[rows]
         noise = self.levels.upto(rows, int(depth.max()) + 1, dtype)
         first = torch.arange(depth.shape[0], device=depth.device)[:, None]
         return noise[first, depth]
 
     def _kept(self, warped: Tensor) -> list[Kept]:
-        return kept(warped.flatten(0, 1), self.settings.filters(warped.shape[1]))
+        return kept(warped.flatten(0, 1), self.settings.filters(*warped.shape[1:]))
 
     def _kept_noisy(self, rows: Index) -> list[tuple[Kept, Tensor]]:
         """The candidates of filtered rows, and their tempered logits plus noise [Y, M]."""
         positions = self.lengths[rows, None] + self.depth[rows]
         keys = position_keys(self.keys[rows, None], positions).flatten()
-        parts = self._kept(self._warped(rows))
-        return [(part, part.logits + gumbel(keys[part.nodes], part.ids)) for part in parts]
+        found = []
+        for part in self._kept(self._warped(rows)):
+            tokens = part.ids if self.ids is None else self.ids[part.ids]
+            found.append((part, part.logits + gumbel(keys[part.nodes], tokens)))
+        return found

@@ -136,27 +136,28 @@ class Sampler:
         draws = RuleDraws(nodes.keys, nodes.lengths)
         return NodeView(choice, ~best.isfinite(), nodes.probs, draws)
 
-    def scores(self, logits: Tensor, depth: int) -> Tensor:
-        """Log scores [B, K, V] (float32) of children at ``depth`` >= 1, from draft logits
-        [B, K, V]: the ``DraftNoise`` protocol of drafters.
+    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+        """Log scores [B, K, D] (float32) of children at ``depth`` >= 1, from draft logits
+        [B, K, D] of the tokens ``ids``: the ``DraftNoise`` protocol of drafters.
 
         A drafter whose logits are the target's scores the target's own choice best. Penalties and
         extra processors, which depend on the path, are left out.
         """
-        return self._draft_nodes(logits, depth).scores()
+        return self._draft_nodes(logits, depth, ids).scores()
 
     def sampled_drafts(self) -> DraftDraws:
         """What one draft is told instead of ``scores`` where its nodes are to be drawn."""
-        return DraftDraws(self._draft_nodes)
+        return DraftDraws(self._draft_nodes, self._vocab_size)
 
-    def _draft_nodes(self, logits: Tensor, depth: int) -> Nodes:
-        """Draft logits [B, K, V] of children at ``depth``, processed as far as their text is not
-        needed."""
-        everyone = slice(None)
-        levels = torch.full(logits.shape[:2], depth - 1, device=self._device)
-        processed = self._biased(_widened(logits), self._settings)
-        processed = self._unstopped(processed, levels, everyone, self._settings)
-        return self._nodes(processed, levels, everyone, self._settings, depth - 1)
+    def _draft_nodes(self, logits: Tensor, depth: int, ids: Tensor | None) -> Nodes:
+        """Draft logits [B, K, D] of children at ``depth``, the tokens ``ids``, processed as far as
+        their text is not needed."""
+        level, keys, lengths = depth - 1, self._keys, self._lengths
+        settings = self._settings if ids is None else self._settings.of_tokens(ids)
+        levels = torch.full(logits.shape[:2], level, device=self._device)
+        processed = self._biased(_widened(logits), settings)
+        processed = self._unstopped(processed, levels, slice(None), settings)
+        return Nodes(processed, levels, settings, keys, lengths, self._levels, level, ids)
 
     def _process(self, tree: TokenTree, logits: Tensor, part: slice, settings: Settings) -> Tensor:
         """All stages before the temperature; ``logits`` itself where there are none."""
@@ -187,20 +188,13 @@ class Sampler:
         is_early = self._lengths[part, None] + depth < settings.min_lengths
         return logits.masked_fill(settings.banned & is_early[:, :, None], -torch.inf)
 
-    def _nodes(
-        self,
-        logits: Tensor,
-        depth: Tensor,
-        part: slice,
-        settings: Settings,
-        level: int | None = None,
-    ) -> Nodes:
+    def _nodes(self, logits: Tensor, depth: Tensor, part: slice, settings: Settings) -> Nodes:
         keys, lengths = self._keys[part], self._lengths[part]
         if settings is self._settings:
             levels = self._levels
         else:
             levels = LevelNoise(keys, lengths, self._vocab_size)
-        return Nodes(logits, depth, settings, keys, lengths, levels, level)
+        return Nodes(logits, depth, settings, keys, lengths, levels)
 
     def _settings_of(self, part: slice) -> Settings:
         return Settings.of(self._rows[part], self._vocab_size, self._device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,7 +63,8 @@ class Settings:
     """[b, 1] float64."""
     min_p: Tensor
     """[b, 1] float64."""
-    needs_mass: bool
+    mass_from: int
+    """The largest top-k of a row with top-p, V where that is off; 0: there is no such row."""
     penalties: tuple[Tensor, Tensor, Tensor] | None
     """Repetition, presence and frequency penalty, each [b, 1, 1] float64."""
     bias: Tensor | None
@@ -106,7 +107,7 @@ class Settings:
             top_k=column([p.top_k or vocab_size for p in params], torch.int64),
             top_p=column([p.top_p if p.top_p < 1 else torch.inf for p in params]),
             min_p=column([p.min_p for p in params]),
-            needs_mass=any(p.top_p < 1 and not 0 < p.top_k < vocab_size for p in params),
+            mass_from=max((p.top_k or vocab_size for p in params if p.top_p < 1), default=0),
             penalties=penalties,
             bias=_bias(params, vocab_size, device),
             banned=_banned(rows, vocab_size, device),
@@ -115,14 +116,24 @@ class Settings:
             ),
         )
 
-    def filters(self, num_nodes: int) -> Filters:
-        """The filters of the nodes of the filtered rows, ``num_nodes`` each, row after row."""
+    def of_tokens(self, ids: Tensor) -> Settings:
+        """The settings where V are only the tokens ``ids``."""
+        if self.bias is None and self.banned is None:
+            return self
+        bias, banned = (
+            None if column is None else column[..., ids] for column in (self.bias, self.banned)
+        )
+        return replace(self, bias=bias, banned=banned)
+
+    def filters(self, num_nodes: int, num_tokens: int) -> Filters:
+        """The filters of the nodes of the filtered rows, ``num_nodes`` each, row after row, over
+        ``num_tokens`` tokens."""
         assert self.filtered is not None
         top_k, top_p, min_p = (
             column[self.filtered].repeat_interleave(num_nodes, 0)
             for column in (self.top_k, self.top_p, self.min_p)
         )
-        return Filters(top_k, top_p, min_p, self.needs_mass)
+        return Filters(top_k, top_p, min_p, self.mass_from >= num_tokens)
 
 
 def _bias(params: Sequence[SamplingParams], vocab_size: int, device: torch.device) -> Tensor | None:
