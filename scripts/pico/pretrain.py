@@ -2,8 +2,9 @@
 
 ``python scripts/pico/pretrain.py --data DIR --out DIR`` reads what ``prepare.py`` wrote. The
 schedule is warm-up, constant, linear decay (WSD), so a run can be prolonged as long as the decay
-has not begun: raise ``--steps``. The checkpoint holds model, optimisers and step; every batch is a
-function of ``(seed, step)``, so a resumed run sees the batches it would have seen.
+has not begun: raise ``--steps``. One that has ended needs ``--prolonged-at ITS_STEPS`` as well:
+the rate warms up anew from there. The checkpoint holds model, optimisers and step; every batch is
+a function of ``(seed, step)``, so a resumed run sees the batches it would have seen.
 
 Matrices are trained with Muon, embeddings and norms with AdamW. Sequences are short
 (``--length``) while the learning rate is constant and ``--decay-length`` long in the decay, which
@@ -53,9 +54,8 @@ def build(tokenizer_dir: Path) -> LlamaForCausalLM:
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Factor in [0, 1] of the peak learning rates at ``step``."""
-    if step < args.warmup:
-        return (step + 1) / args.warmup
-    return min(1.0, (args.steps - step) / args.decay)
+    warming = step - args.prolonged_at if step >= args.prolonged_at else step
+    return min(1.0, (warming + 1) / args.warmup, (args.steps - step) / args.decay)
 
 
 def batches(arrays: dict[str, np.ndarray], step: int, args: argparse.Namespace) -> torch.Tensor:
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--decay", type=int, default=400)
     parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--prolonged-at", type=int, default=0, help="last step of an earlier run")
     parser.add_argument("--batch-tokens", type=int, default=12288)
     parser.add_argument("--micro-tokens", type=int, default=4096)
     parser.add_argument("--length", type=int, default=256)
