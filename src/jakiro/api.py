@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jakiro.drafters import registry
@@ -38,7 +39,7 @@ class _DeterministicScores:
 
 def load(  # noqa: PLR0913  the one call of a user, by keyword
     target: str | Path | PreTrainedModel = BUNDLED_TARGET,
-    drafter: str | Path | PreTrainedModel | Drafter | None = None,
+    drafter: str | Path | PreTrainedModel | Drafter | Callable[[Target], Drafter] | None = None,
     *,
     tokenizer: PromptTokenizer | None = None,
     tree: TreePlan | str | None = None,
@@ -56,10 +57,10 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             a PEFT wrapper included).
         drafter: a registered name; a directory with a head of any trained method or with a causal
             language model of the same tokenizer; such a model, loaded; ``ARBITER+`` a name or
-            directory; or a drafter that no other engine uses. A registered name wins over a
-            directory called so. Trained drafters by name are the bundled ones and need the bundled
-            target. None: the bundled Jakiro head for the bundled target, prompt lookup for any
-            other.
+            directory; a drafter that no other engine uses; or a function that makes one of the
+            target. A registered name wins over a directory called so. Trained drafters by name are
+            the bundled ones and need the bundled target. None: the bundled Jakiro head for the
+            bundled target, prompt lookup for any other.
         tokenizer: needed for text prompts where ``target`` is a loaded model.
         tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``.
         rule: what of a draft is kept; see ``jakiro list``. Rules other than ``match`` do not
@@ -101,6 +102,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         made = _load_drafter(source, wrapped, tokenizer)
     elif isinstance(chosen, Drafter):
         made = chosen
+    elif callable(chosen) and not isinstance(chosen, nn.Module):
+        made = chosen(wrapped)
     else:
         made = _draft_model(cast(PreTrainedModel, chosen), wrapped, (None, tokenizer))
     return Engine(
@@ -116,13 +119,13 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
 
 
 def usable_drafters(target: str | Path | PreTrainedModel) -> list[str]:
-    """The names that ``load`` takes as drafter of ``target``: those that need no checkpoint, and
-    with the bundled target those that have a bundled one."""
+    """The names that ``load`` takes as drafter of ``target``, whatever it is: those that need
+    nothing, and with the bundled target those that have a bundled checkpoint."""
     bundled = _is_bundled(target)
     return [
         entry.name
         for entry in registry.ENTRIES.values()
-        if not entry.is_trained or (bundled and bundled_drafter(entry.name).is_dir())
+        if entry.made_of == "nothing" or (bundled and bundled_drafter(entry.name).is_dir())
     ]
 
 
@@ -218,7 +221,7 @@ def _load_drafter(source: _Source, target: Target, tokenizer: PromptTokenizer | 
     drafter: Drafter = (
         _from_directory(source.inner, target, tokenizer)
         if isinstance(source.inner, Path)
-        else source.inner.load()()
+        else source.inner.load()(*([target] if source.inner.made_of == "target" else []))
     )
     for entry in reversed(source.arbiters):
         drafter = entry.load()(drafter)

@@ -21,9 +21,10 @@ class Guided(Drafter):
 
     ``texts`` are whole answers, prompt included, as plain decoding would give them. Each node of
     the path gets the right token with probability ``HIT_RATE`` (its twin among the siblings, if
-    there is one, gets the old token in exchange) and keeps its own otherwise. A row whose tree is
-    shallower than its plan and its cap first gets one path of that depth: ``none`` and an n-gram
-    guess are tested on trees, too, because a drafter must bear any verdict it is told about.
+    there is one, gets the old token in exchange) and a wrong one otherwise: its own, mostly. A row
+    whose tree is shallower than its plan and its cap first gets one path of that depth: ``none``
+    and an n-gram guess are tested on trees, too, because a drafter must bear any verdict it is told
+    about.
     """
 
     def __init__(self, inner: Drafter, texts: Iterable[Sequence[int]], seed: int = 0) -> None:
@@ -77,11 +78,15 @@ class Guided(Drafter):
 
     def _plant(self, draft: _Row, path: list[int], wanted: list[int]) -> None:
         for node, right in zip(path, wanted, strict=False):
+            beside = [i for i, p in enumerate(draft.parents) if p == draft.parents[node]]
             if self._random.random() < HIT_RATE:
-                for other, parent in enumerate(draft.parents):
-                    if parent == draft.parents[node] and draft.tokens[other] == right:
+                for other in beside:
+                    if draft.tokens[other] == right:
                         draft.tokens[other] = draft.tokens[node]
                 draft.tokens[node] = right
+            elif draft.tokens[node] == right:
+                taken = {draft.tokens[i] for i in beside}
+                draft.tokens[node] = next(token for token in range(60) if token not in taken)
 
 
 @dataclass

@@ -152,13 +152,14 @@ def test_a_row_alone_equals_the_row_in_a_batch(case: str) -> None:
 
 
 @pytest.mark.parametrize("when", [1, 3])
-@pytest.mark.parametrize("case", world.drafter_cases())
+@pytest.mark.parametrize("case", world.kinds())
 def test_nan_kills_one_row_only(case: str, when: int) -> None:
-    target = PoisonedTarget(world.model("llama")).poison(row=1, when=when)
-    drafter = Guided(world.make_drafter(case, target), texts("top_p"))
+    family = world.home(case)
+    target = PoisonedTarget(world.model(family)).poison(row=1, when=when)
+    drafter = Guided(world.make_drafter(case, target), texts("top_p", family))
     engine = world.make_engine(target, drafter, world.TREES["dynamic"], max_batch_size=3)
     done = engine.generate(prompts(), [world.params("top_p", row) for row in ROWS])
-    truths = [list(world.truth("llama", "top_p", row)) for row in ROWS]
+    truths = [list(world.truth(family, "top_p", row)) for row in ROWS]
     assert [c.finish_reason for c in done] == ["length", "error", "length", "length"]
     assert "NaN" in (done[1].error or "")
     assert [c.token_ids for c in done if c.error is None] == [truths[0], *truths[2:]]
@@ -192,10 +193,11 @@ def test_a_nan_prompt_fails_before_its_first_token() -> None:
     assert fine.token_ids == world.answer(model, [5, 6, 7], SamplingParams(max_new_tokens=4))
 
 
-@pytest.mark.parametrize("case", world.drafter_cases())
+@pytest.mark.parametrize("case", world.kinds())
 def test_a_cancelled_row_leaves_the_others_alone(case: str) -> None:
-    target = world.target("llama")
-    drafter = Guided(world.make_drafter(case, target), texts("penalised"))
+    family = world.home(case)
+    target = world.target(family)
+    drafter = Guided(world.make_drafter(case, target), texts("penalised", family))
     engine = world.make_engine(target, drafter, world.TREES["dynamic"], max_batch_size=3)
     requests = [
         engine.submit(list(world.prompt(row)), world.params("penalised", row)) for row in ROWS
@@ -205,7 +207,7 @@ def test_a_cancelled_row_leaves_the_others_alone(case: str) -> None:
     requests[0].cancel()
     while engine.step():
         pass
-    truths = [list(world.truth("llama", "penalised", row)) for row in ROWS]
+    truths = [list(world.truth(family, "penalised", row)) for row in ROWS]
     assert [r.finish_reason for r in requests] == ["cancelled", "length", "length", "length"]
     assert [r.token_ids for r in requests[1:]] == truths[1:]
     given = requests[0].token_ids

@@ -4,8 +4,8 @@ Every registered drafter (trained ones untrained, in two sizes) x exact rule x t
 sampling setting, wrapped by ``Guided``, against the oracle in float64: the full product on Llama;
 for variants of one head and for arbiters every tree in every batch size. On every other family one
 cell per drafter, laid out so that every drafter, tree, batch size, setting and family meets every
-other in some cell. A new line in the registry of drafters, of rules or of families is covered by
-being there.
+other in some cell, where the views of a target are one drafter and take turns. A new line in the
+registry of drafters, of rules or of families is covered by being there.
 
 A cell in which nothing was accepted or nothing rejected would prove nothing: each must show an
 accepted path of three nodes, a rejection and twenty different tokens.
@@ -13,7 +13,7 @@ accepted path of three nodes, a rejection and twenty different tokens.
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 
@@ -27,7 +27,7 @@ Cell = tuple[str, str, str, str, int, str]
 """Family, rule, drafter, tree, batch size, setting."""
 
 EXACT = [rule.name for rule in RULES.values() if rule.promise == "exact"]
-COLUMNS = (world.drafter_cases(), list(world.TREES), list(world.ROWS), list(world.SETTINGS))
+COLUMNS = (world.kinds(), list(world.TREES), list(world.ROWS), list(world.SETTINGS))
 
 
 REGISTERED = [*world.trained_cases(), *world.untrained_cases()]
@@ -37,13 +37,34 @@ def full(family: str) -> list[Cell]:
     return [(family, *cell) for cell in product(EXACT, REGISTERED, *COLUMNS[1:])]
 
 
-def light(family: str) -> list[Cell]:
+def light() -> list[Cell]:
     """Every tree in every batch size, rules and settings in turn."""
     _, trees, batches, settings = COLUMNS
-    others = (case for case in COLUMNS[0] if case not in REGISTERED)
+    others = (case for case in COLUMNS[0] if case not in (*REGISTERED, *world.view_cases()))
     return [
-        (family, EXACT[i % len(EXACT)], *cell, settings[i % len(settings)])
+        (world.home(cell[0]), EXACT[i % len(EXACT)], *cell, settings[i % len(settings)])
         for i, cell in enumerate(product(others, trees, batches))
+    ]
+
+
+def views() -> list[Cell]:
+    """Two trees for each, then one on each of the other families that it takes, in turn."""
+    trees, batches, settings = COLUMNS[1:]
+    named = [(case, world.home(case)) for case in world.view_cases() for _ in range(2)]
+    wanted = cycle(world.view_cases())
+    for family in FAMILIES:
+        case = next(case for case in wanted if world.takes(case, family))
+        named.append((case, family))
+    return [
+        (
+            family,
+            EXACT[i % len(EXACT)],
+            case,
+            trees[i % len(trees)],
+            batches[i // 2 % len(batches)],
+            settings[i % len(settings)],
+        )
+        for i, (case, family) in enumerate(named)
     ]
 
 
@@ -59,11 +80,11 @@ def diagonal(family: str, shift: int) -> list[Cell]:
             batches[(i // 2 + shift) % len(batches)],
             settings[(i + shift // 2) % len(settings)],
         )
-        for i, drafter in enumerate(drafters)
+        for i, drafter in enumerate(case for case in drafters if case not in world.view_cases())
     ]
 
 
-CELLS = [*full("llama"), *light("llama")] + [
+CELLS = [*full("llama"), *light(), *views()] + [
     cell
     for shift, family in enumerate(f for f in FAMILIES if f != "llama")
     for cell in diagonal(family, shift)
@@ -98,8 +119,12 @@ def assert_cell_proves_something(done: list[Completion]) -> None:
 
 
 def test_every_two_values_meet_in_some_cell() -> None:
-    columns = (list(FAMILIES), EXACT, *COLUMNS)
-    met = {(i, c[i], j, c[j]) for c in CELLS for i in range(len(c)) for j in range(i)}
+    """Views count as one drafter."""
+    viewed = world.view_cases()
+    kinds = [case for case in COLUMNS[0] if case not in viewed]
+    columns = (list(FAMILIES), EXACT, [*kinds, "view"], *COLUMNS[1:])
+    cells = [(*c[:2], "view" if c[2] in viewed else c[2], *c[3:]) for c in CELLS]
+    met = {(i, c[i], j, c[j]) for c in cells for i in range(len(c)) for j in range(i)}
     missing = [
         (one, two)
         for i in range(len(columns))
@@ -114,7 +139,7 @@ def test_every_two_values_meet_in_some_cell() -> None:
     ("case", "family"),
     [
         *product(world.trained_cases(), FAMILIES),
-        *product([c for c in world.drafter_cases() if c not in world.trained_cases()], ["llama"]),
+        *((c, world.home(c)) for c in world.kinds() if c not in world.trained_cases()),
     ],
 )
 def test_rows_of_different_settings_share_a_batch(case: str, family: str) -> None:

@@ -19,6 +19,7 @@ from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.engine.engine import Engine
+from jakiro.errors import TargetRefused
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
@@ -58,6 +59,7 @@ VARIANTS = {
 SIZES_OF_ALL = SIZES | {name: SIZES["wide"] | kind for name, kind in VARIANTS.items()}
 SIMILAR = ("eagle1", "jakiro_star")
 """Methods that are another one with another tree or kind of head: tested like its variants."""
+VIEWS = ("layer_skip", "swift")
 NARROW_MODEL = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -148,7 +150,7 @@ def drafter_cases() -> list[str]:
     """Every registered drafter, those made of a head in two sizes, as ``name/size``, variants of
     one, and every arbiter over one with a cache of its own."""
     over = [f"{name}+jakiro/wide" for name in registry.arbiters()]
-    return [*trained_cases(), *variant_cases(), *untrained_cases(), *over]
+    return [*trained_cases(), *variant_cases(), *untrained_cases(), *view_cases(), *over]
 
 
 def trained_cases() -> list[str]:
@@ -161,7 +163,35 @@ def variant_cases() -> list[str]:
 
 
 def untrained_cases() -> list[str]:
-    return [entry.name for entry in registry.ENTRIES.values() if not entry.is_trained]
+    return [entry.name for entry in registry.ENTRIES.values() if entry.made_of == "nothing"]
+
+
+def view_cases() -> list[str]:
+    """One mechanism under several names: where all drafters are asked, two of them answer."""
+    return [entry.name for entry in registry.ENTRIES.values() if entry.made_of == "target"]
+
+
+def kinds() -> list[str]:
+    """``drafter_cases`` with, of the views, one that remembers nothing and the one that does."""
+    views = view_cases()
+    return [case for case in drafter_cases() if case not in views or case in VIEWS]
+
+
+@cache
+def takes(case: str, family: str) -> bool:
+    """Whether the drafter does not refuse the family, as views may that need parts of a kind."""
+    if case not in view_cases():
+        return True
+    try:
+        make_drafter(case, target(family))
+    except TargetRefused:
+        return False
+    return True
+
+
+def home(case: str) -> str:
+    """The family on which a drafter is tested the most: llama, if it takes it."""
+    return next(family for family in FAMILIES if takes(case, family))
 
 
 def make_drafter(case: str, of: Target) -> Drafter:
@@ -172,6 +202,7 @@ def make_drafter(case: str, of: Target) -> Drafter:
         "nothing": tuple,
         "head": lambda: (head(of, name, size), of),
         "model": lambda: (draft_model(of, size), of),
+        "target": lambda: (of,),
     }
     drafter: Drafter = entry.load()(*made_of[entry.made_of]())
     return registry.find(outer).load()(drafter) if outer else drafter

@@ -15,8 +15,9 @@ from tests.conformance import world
 @pytest.mark.parametrize(
     "entry", [e for e in registry.ENTRIES.values() if not e.is_trained], ids=lambda e: e.name
 )
-def test_untrained_drafters_need_nothing_and_carry_their_name(entry: registry.Entry) -> None:
-    assert entry.load()().name == entry.name
+def test_untrained_drafters_need_no_checkpoint_and_carry_their_name(entry: registry.Entry) -> None:
+    target = world.target(world.home(entry.name))
+    assert world.make_drafter(entry.name, target).name == entry.name
 
 
 def test_an_arbiter_is_named_before_what_it_stands_over() -> None:

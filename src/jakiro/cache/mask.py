@@ -47,9 +47,16 @@ def tree_mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None
         return mask
     query = positions(tree, lengths)[:, :, None]
     key = slot_positions(tree, lengths, span)[:, None]
+    return mask & in_window(query, key, window)
+
+
+def in_window(query: Tensor, key: Tensor, window: Window | None) -> Tensor:
+    """Whether a query at a position may look as far back as a key; positions broadcast."""
+    if window is None:
+        return torch.ones((), dtype=torch.bool, device=query.device)
     if window.chunked:
-        return mask & (query // window.size == key // window.size)
-    return mask & (query - key < window.size)
+        return query // window.size == key // window.size
+    return query - key < window.size
 
 
 def slot_positions(tree: TokenTree, lengths: Tensor, span: int) -> Tensor:

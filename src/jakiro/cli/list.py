@@ -38,6 +38,7 @@ def names() -> dict[str, list[dict[str, Any]]]:
         "nothing": "nothing",
         "head": "a checkpoint trained for its target (some are bundled for pico)",
         "model": "the directory of a language model",
+        "target": "nothing but the target",
     }
     drafters = [
         {

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from jakiro.cache.kv_cache import KVCache
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.tree.shapes import TreePlan
@@ -58,6 +59,9 @@ class DraftRequest:
     noise: DraftNoise
     is_sampled: bool = False
     """The rule wants the nodes drawn from a law (``can_sample``)."""
+    cache: KVCache | None = None
+    """The target's own, for views of it: what a draft writes behind the committed entries is
+    overwritten when the tree is verified. None: there is none to share."""
 
 
 class Drafter(ABC):

@@ -9,22 +9,18 @@ next draft.
 
 from __future__ import annotations
 
-import time
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.drafters.base import DraftRequest
+from jakiro.drafters.levels import LevelDrafter
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
-from jakiro.tree.grow import Frontier, grow
-from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
 
-class DraftModel(Drafter):
+class DraftModel(LevelDrafter):
     """Drives ``model`` as the drafter of ``target``.
 
     The two may differ in padding rows behind their common vocabulary: what only the target has is
@@ -33,17 +29,14 @@ class DraftModel(Drafter):
     """
 
     name = "draft_model"
-    can_sample = True
 
     def __init__(self, model: Target, target: Target) -> None:
-        self.model = model
-        self._vocab_size = target.vocab_size
+        super().__init__(model, target.vocab_size)
         self._cache = model.new_cache()
         # Per row the committed tokens before the root that are not in the cache.
         self._pending: list[list[int]] = []
         # What lies behind the committed part of the cache: the root and all expanded nodes.
         self._fed: TokenTree | None = None
-        self.num_forwards = 0
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         row = self._cache.admit()
@@ -60,22 +53,8 @@ class DraftModel(Drafter):
         caps = [min(cap, edge - length) for cap, length in sizes]
         if max(caps) < 1:
             return TokenTree.root_only(request.roots)
-        fed, start = TokenTree.root_only(request.roots), 0
-        first = self._scores(self._catch_up(request.roots), request, 1)
-
-        def expand(frontier: Frontier) -> Tensor:
-            nonlocal fed, start
-            above, start = start, fed.num_nodes
-            tokens = torch.cat([fed.tokens, frontier.tokens], 1)
-            parents = torch.cat([fed.parents, above + frontier.parent_rows], 1)
-            fed = TokenTree(tokens, parents, torch.ones_like(tokens, dtype=torch.bool))
-            return self._scores(self._verify(fed, start), request, frontier.depth + 1)
-
-        plan = request.plan
-        if self.model.route == "chain":
-            plan = TreePlan.chain(min(plan.depth, plan.budget))
-        tree = grow(plan, request.roots, first[:, 0], expand, caps)
-        self._fed = fed
+        logits = self._catch_up(request.roots)
+        tree, self._fed = self._grow(request, self._cache, logits, caps)
         return tree
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
@@ -108,32 +87,12 @@ class DraftModel(Drafter):
         steps = torch.arange(size)
         parents = (steps - 1).expand_as(tokens)
         parts = (part.to(roots.device) for part in (tokens, parents, steps <= ends))
-        logits = self._verify(TokenTree(*parts), 0)
+        logits = self._feed(TokenTree(*parts), self._cache, 0)
         for row, pending in enumerate(self._pending):
             self._cache.advance(row, len(pending))
             self._pending[row] = []
         where = ends[:, :, None].to(logits.device).expand(-1, -1, logits.shape[-1])
         return logits.gather(1, where)
-
-    def _verify(self, tree: TokenTree, num_known: int) -> Tensor:
-        """One forward of the model, timed and counted: logits of the nodes not known yet."""
-        began = time.perf_counter()
-        readable = TokenTree(self._readable(tree.tokens), tree.parents, tree.valid)
-        out = self.model.verify(readable, self._cache, num_known=num_known)
-        self.module_ms += 1e3 * (time.perf_counter() - began)
-        self.num_forwards += 1
-        return out.logits
-
-    def _readable(self, tokens: Tensor) -> Tensor:
-        """``tokens`` with those the model has no embedding for replaced."""
-        return tokens.where(tokens < self.model.vocab_size, 0)
-
-    def _scores(self, logits: Tensor, request: DraftRequest, depth: int) -> Tensor:
-        """Log scores [B, K, V] over the target's vocabulary, which may be the longer one."""
-        missing = self._vocab_size - logits.shape[-1]
-        if missing:  # a negative number of rows is cut off
-            logits = F.pad(logits, (0, missing), value=-torch.inf)
-        return request.noise.scores(logits, depth)
 
 
 def _spelling(text: list[int], tokens: list[int], parents: list[int]) -> list[int]:

@@ -24,14 +24,15 @@ class HeadPaths(NamedTuple):
 class Entry:
     """``path`` is ``module:class``. ``made_of`` says what the class is called with: ``nothing``; a
     ``head``, the network of a checkpoint made for its target, whose classes ``head`` names, and
-    the target; or a ``model``, a causal language model of its own, and the target. ``learner``:
+    the target; a ``model``, a causal language model of its own, and the target; or the ``target``
+    alone, of which it drafts with a cheaper view. ``learner``:
     the class of ``jakiro.train`` that trains it. An *arbiter* may also stand over another drafter,
     ``NAME+OTHER``, and is then called with it."""
 
     name: str
     path: str
     summary: str
-    made_of: Literal["nothing", "head", "model"] = "nothing"
+    made_of: Literal["nothing", "head", "model", "target"] = "nothing"
     head: HeadPaths | None = None
     learner: str | None = None
     is_arbiter: bool = False
@@ -42,7 +43,7 @@ class Entry:
     @property
     def is_trained(self) -> bool:
         """Whether it needs a checkpoint."""
-        return self.made_of != "nothing"
+        return self.made_of in ("head", "model")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -76,6 +77,11 @@ def _layer(
     """A method that drafts with the one-layer network; ``settings`` are those of its config."""
     head = HeadPaths("jakiro.drafters.nn:HeadConfig", "jakiro.drafters.nn:DraftHead", settings)
     return Entry(name, path, summary, "head", head, "jakiro.train.feature_head:FeatureHead")
+
+
+def _view(name: str, kind: str, summary: str) -> Entry:
+    """A method that drafts with a view of the target, the class ``kind`` in a file of its name."""
+    return Entry(name, f"jakiro.drafters.{name}:{kind}", summary, "target")
 
 
 _ONE_EXPERT: dict[str, Any] = {"num_experts": 1, "active_experts": 1, "contrast_levels": 0}
@@ -133,6 +139,16 @@ ENTRIES = {
             "n-grams the target makes in auxiliary nodes of its own forward",
         ),
         Entry("jacobi", "jakiro.drafters.jacobi:Jacobi", "the target's last guesses, iterated"),
+        _view("layer_skip", "LayerSkip", "the target without every second layer"),
+        _view(
+            "swift", "Swift", "the target without the layers that a search while it runs leaves out"
+        ),
+        _view("early_exit", "EarlyExit", "the first half of the target, as long as it is sure"),
+        _view(
+            "sparse_kv", "SparseKV", "the target on the first and last tokens, for long contexts"
+        ),
+        _view("low_bit", "LowBit", "the target with its weights rounded to 8 bits or fewer"),
+        _view("fewer_experts", "FewerExperts", "a mixture of experts that takes half as many"),
         Entry("none", "jakiro.drafters.none:NoDrafter", "plain decoding, the baseline"),
     )
 }

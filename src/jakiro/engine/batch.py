@@ -87,10 +87,9 @@ class Batch:
         useful node is one less than the tokens still wanted."""
         roots = torch.tensor([row.token_ids[-1] for row in self.rows], device=self._device)
         caps = [row.num_left - 1 for row in self.rows]
-        lengths, plan = self.cache.lengths, self._plan
-        if self._draws is None:
-            return DraftRequest(roots, lengths, caps, plan, self._noise)
-        return DraftRequest(roots, lengths, caps, plan, self._draws, is_sampled=True)
+        noise, is_sampled = self._draws or self._noise, self._draws is not None
+        place = (self.cache.lengths, caps, self._plan)
+        return DraftRequest(roots, *place, noise, is_sampled, self.cache)
 
     def sealed(self, tree: TokenTree) -> TokenTree:
         """The draft of ``request`` as the rule needs it: with its laws where it was drawn."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TypeGuard, TypeVar
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Module = TypeVar("Module", bound=nn.Module)
+from jakiro.target.modules import Module, shared_copy
 
 MAX_PACKED_BYTES = 2 << 30
 """Packing keeps a second copy of the weights; beyond this size memory matters more."""
@@ -46,7 +45,7 @@ def packed_view(module: Module) -> Module:
     num_bytes = sum(4 * child.weight.numel() for child in linears)
     if not linears or num_bytes > MAX_PACKED_BYTES or not torch.backends.mkldnn.is_available():
         return module
-    return _view(module, {})
+    return shared_copy(module, _pack)
 
 
 def _can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -56,21 +55,8 @@ def _can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:
     return module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
 
 
-def _view(module: Module, done: dict[int, nn.Module]) -> Module:
-    """A shallow copy with its own dicts of children and hooks; shared modules stay shared."""
-    if id(module) in done:
-        return done[id(module)]  # type: ignore[return-value]
-    if "forward" in vars(module):
-        return module  # somebody bound this very object's forward: a copy would still call it
-    view = copy.copy(module)
-    done[id(module)] = view
-    for name, value in vars(module).items():
-        if isinstance(value, dict):
-            view.__dict__[name] = value.copy()
-    for name, child in module._modules.items():
-        view._modules[name] = None if child is None else _view(child, done)
+def _pack(_: str, module: nn.Module) -> None:
     if _can_pack(module):
         blocked = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), TYPICAL_ROWS)
-        view.__class__ = PackedLinear  # type: ignore[assignment]
-        view.__dict__["blocked"] = blocked
-    return view
+        module.__class__ = PackedLinear
+        module.__dict__["blocked"] = blocked

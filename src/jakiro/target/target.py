@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import additive, attendable, positions, slot_positions, tree_mask
@@ -67,7 +68,7 @@ class Target:
         tokens: Tensor,
         where: Tensor,
         mask: Tensor | dict[str, Tensor] | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         needs: FeatureSpec = NO_FEATURES,
         keep: int = 0,
     ) -> TargetOutput:

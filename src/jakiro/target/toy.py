@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.cache_utils import Cache
 
-from jakiro.cache.kv_cache import KVCache
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
@@ -58,7 +58,7 @@ class ToyTarget(Target):
         tokens: Tensor,
         where: Tensor,
         mask: Tensor | dict[str, Tensor] | None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         needs: FeatureSpec = NO_FEATURES,
         keep: int = 0,
     ) -> TargetOutput:

@@ -30,8 +30,9 @@ class Frontier:
     depth: int
 
 
-Expand = Callable[[Frontier], Tensor]
-"""Log scores [B, K, V] (float32) of the children of every frontier node."""
+Expand = Callable[[Frontier], Tensor | None]
+"""Log scores [B, K, V] (float32) of the children of every frontier node. None: no row wants them,
+the tree ends here."""
 
 
 @dataclass(eq=False)
@@ -95,6 +96,8 @@ def _dynamic(
     parent_rows = torch.zeros_like(tokens)
     for level in range(1, depth):
         found = expand(Frontier(tokens, parent_rows, level))
+        if found is None:
+            break
         steps, children = _children(found, plan.width, level + 1, caps)
         below = (scores[:, :, None] + steps).flatten(1)
         fan = steps.shape[-1]
@@ -114,8 +117,11 @@ def _static(
     rows, device = len(root_scores), root_scores.device
     number = {(): -1} | {path: i for i, path in enumerate(plan.paths)}
     columns: dict[tuple[int, ...], int] = {(): 0}
-    found, above = root_scores[:, None], torch.zeros(rows, 1, device=device)
+    found: Tensor | None = root_scores[:, None]
+    above = torch.zeros(rows, 1, device=device)
     for level in range(1, depth + 1):
+        if found is None:
+            break
         paths = [path for path in plan.paths if len(path) == level]
         steps, children = _children(found, plan.width, level, caps)
         column = torch.tensor([columns[path[:-1]] for path in paths], device=device)

@@ -1,0 +1,94 @@
+"""What all drafters that feed a language model have in common: a tree grown level by level, each
+level one forward under a mask of its ancestors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jakiro.cache.kv_cache import KVCache
+from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.target.target import Target
+from jakiro.tree.grow import Frontier, grow
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+
+
+class LevelDrafter(Drafter):
+    """Drives ``model`` in a ``KVCache`` whose rows are those of the batch.
+
+    ``confidence``: a row ends below a level whose tokens were drawn from a law (at its likeliest
+    path) with no token likelier than that. The last level stays in the draft: whether a token is
+    kept does not depend on which it is. 0: no row ends early.
+    """
+
+    can_sample = True
+    confidence = 0.0
+
+    def __init__(self, model: Target, vocab_size: int) -> None:
+        self.model = model
+        self.num_forwards = 0
+        self._vocab_size = vocab_size
+
+    def _grow(
+        self, request: DraftRequest, cache: KVCache, logits: Tensor, caps: Sequence[int]
+    ) -> tuple[TokenTree, TokenTree]:
+        """The draft, and the tree of root and expanded nodes as it was fed to the model.
+
+        ``logits`` [B, 1, V] follow the roots, which lie behind the committed part of ``cache``;
+        ``caps``: the deepest node of each row.
+        """
+        fed, start = TokenTree.root_only(request.roots), 0
+        going = self._is_sure(logits)
+        first = self._scores(logits, request, 1)
+
+        def expand(frontier: Frontier) -> Tensor | None:
+            nonlocal fed, start, going
+            if not going.any():
+                return None
+            above, start = start, fed.num_nodes
+            tokens = torch.cat([fed.tokens, frontier.tokens], 1)
+            parents = torch.cat([fed.parents, above + frontier.parent_rows], 1)
+            fed = TokenTree(tokens, parents, torch.ones_like(tokens, dtype=torch.bool))
+            logits = self._feed(fed, cache, start)
+            scores = self._scores(logits, request, frontier.depth + 1)
+            if not going.all():
+                scores = scores.masked_fill(~going[:, None, None], -torch.inf)
+            going = going & self._is_sure(logits)
+            return scores
+
+        plan = request.plan
+        if self.model.route == "chain":
+            plan = TreePlan.chain(min(plan.depth, plan.budget))
+        return grow(plan, request.roots, first[:, 0], expand, list(caps)), fed
+
+    def _is_sure(self, logits: Tensor) -> Tensor:
+        """[B]: rows whose law [B, K, V] at the first, likeliest node has a likely enough token."""
+        if not self.confidence:
+            return logits.new_ones(len(logits), dtype=torch.bool)
+        best = logits[:, 0].float()
+        return (best.amax(-1) - best.logsumexp(-1)).exp() >= self.confidence
+
+    def _feed(self, tree: TokenTree, cache: KVCache, num_known: int) -> Tensor:
+        """One forward of the model, timed and counted: logits of the nodes not known yet."""
+        began = time.perf_counter()
+        readable = TokenTree(self._readable(tree.tokens), tree.parents, tree.valid)
+        out = self.model.verify(readable, cache, num_known=num_known)
+        self.module_ms += 1e3 * (time.perf_counter() - began)
+        self.num_forwards += 1
+        return out.logits
+
+    def _readable(self, tokens: Tensor) -> Tensor:
+        """``tokens`` with those the model has no embedding for replaced."""
+        return tokens.where(tokens < self.model.vocab_size, 0)
+
+    def _scores(self, logits: Tensor, request: DraftRequest, depth: int) -> Tensor:
+        """Log scores [B, K, V] over the target's vocabulary, which may be the longer one."""
+        missing = self._vocab_size - logits.shape[-1]
+        if missing:  # a negative number of rows is cut off
+            logits = F.pad(logits, (0, missing), value=-torch.inf)
+        return request.noise.scores(logits, depth)

@@ -1,0 +1,50 @@
+"""A target that drafts for itself, through a cheaper view of its own weights.
+
+The view works in the target's cache. Committed entries are the target's own, so the draft starts
+from exact keys and values whatever the view leaves out; the entries of a draft lie behind them and
+are overwritten when the target verifies. Hence nothing is remembered between cycles.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from jakiro.drafters.base import DraftRequest
+from jakiro.drafters.levels import LevelDrafter
+from jakiro.target.output import TargetOutput
+from jakiro.target.target import Target
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+
+
+class SelfDrafter(LevelDrafter):
+    """Drafts with ``view``, which reads and writes caches of the target.
+
+    A method is a subclass that makes its view. A view of half the target's cost needs a chain whose
+    tokens are nearly all accepted, so the tree is a chain unless the user asks for another.
+    """
+
+    name = "view"
+    plan = TreePlan.chain(4)
+
+    def __init__(self, view: Target, confidence: float = 0.0) -> None:
+        super().__init__(view, view.vocab_size)
+        self.confidence = confidence
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        """The prompt is in the target's cache."""
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        if max(request.depth_caps) < 1:
+            return TokenTree.root_only(request.roots)
+        cache = request.cache
+        assert cache is not None, "a view drafts in the cache of its target"
+        logits = self._feed(TokenTree.root_only(request.roots), cache, 0)
+        return self._grow(request, cache, logits, request.depth_caps)[0]
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        """What was accepted is in the target's cache."""
+
+    def keep(self, rows: list[int]) -> None:
+        """The rows are those of the target's cache."""
