@@ -1,11 +1,12 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM_ENV ?= build/vllm
 
-.PHONY: help setup demo test oldest check planted bench docs clean
+.PHONY: help setup demo test oldest check planted bench docs test-vllm bench-vllm test-ray clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## create .venv with the pinned set
 
@@ -38,6 +39,14 @@ bench: setup ## measure the bundled pair on the shipped prompts
 
 docs: setup ## regenerate the command reference and the benchmark tables
 	$(BIN)/python scripts/docs.py
+
+test-vllm: ## heads in vLLM: equal texts and counts (own environment, 3 GB, CPU)
+	scripts/engines/vllm_env.sh $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python scripts/engines/vllm_check.py --out docs/benchmarks/vllm-equality.json
+
+bench-vllm: ## vLLM on the CPU and this package, in alternation (own environment)
+	scripts/engines/vllm_env.sh $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python scripts/engines/vllm_bench.py --out docs/benchmarks/vllm.json
 
 clean: ## remove the environment and every cache
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

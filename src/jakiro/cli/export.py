@@ -38,7 +38,7 @@ def export(
     """Write a draft head in the layout of another program.
 
     original: what the authors' code of the method loads. eagle-vllm: what vLLM loads with
-    method "eagle"; Jakiro heads need a model class registered as EagleJakiroLlamaForCausalLM.
+    method "eagle", where this package is installed beside it.
     """
     from jakiro.api import target_location
     from jakiro.cli import session

@@ -56,14 +56,6 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-def source_of(method: str, form: str) -> tuple[synthetic.Shapes, dict[str, Any]]:
-    """What is published and may be written in that format."""
-    shapes, config = synthetic.SOURCES[method]
-    if (method, form) == ("eagle2", "eagle-vllm"):
-        shapes = {name: shape for name, shape in shapes.items() if name != "fc.bias"}
-    return shapes, config
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("method", "form"),
@@ -76,7 +68,7 @@ def source_of(method: str, form: str) -> tuple[synthetic.Shapes, dict[str, Any]]
 def test_round_trips_change_nothing(
     method: str, form: str, dtype: torch.dtype, tmp_path: Path, target: Target
 ) -> None:
-    shapes, config = source_of(method, form)
+    shapes, config = synthetic.SOURCES[method]
     tensors = synthetic.random_tensors(shapes, dtype)
     synthetic.write(tmp_path / "in", tensors, config)
     convert(tmp_path / "in", target, tmp_path / "ours")
@@ -211,7 +203,7 @@ def save(target: Target, directory: Path, **settings: Any) -> Path:
             "rope_theta 500000.0, only with",
         ),
         ({"method": "eagle2", "head_dim": 16}, "original", "head_dim 16, only with 8"),
-        ({"method": "eagle2"}, "eagle-vllm", "vLLM's EAGLE model has no head with fc_bias True"),
+        ({"method": "eagle2", "draft_vocab_size": 9}, "eagle-vllm", "draft_vocab_size 9, only"),
     ],
 )
 def test_what_a_format_cannot_hold_is_named(
@@ -221,6 +213,19 @@ def test_what_a_format_cannot_hold_is_named(
     with pytest.raises(CheckpointError, match=message):
         export_head(head, tmp_path / "out", form)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_eagle_head_names_the_class_that_holds_it(
+    bias: bool, tmp_path: Path, target: Target
+) -> None:
+    head = save(target, tmp_path / "head", method="eagle2", fc_bias=bias)
+    export_head(head, tmp_path / "out", "eagle-vllm")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    ours = ("EagleJakiroLlamaForCausalLM", {"fc_bias": True})
+    assert (written["architectures"][0], written.get("jakiro")) == (
+        ours if bias else ("LlamaForCausalLM", None)
+    )
 
 
 def test_heads_of_both_trees_are_written(tmp_path: Path, target: Target) -> None:

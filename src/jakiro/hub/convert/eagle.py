@@ -44,8 +44,10 @@ def _original(config: HeadConfig) -> Settings:
 
 
 def _vllm(config: HeadConfig) -> Settings:
-    check(asdict(config), _RELEASED | {"fc_bias": False}, "vLLM's EAGLE model")
-    return llama_config(config) | {"head_dim": config.head_dim}
+    """vLLM's own class has no bias in ``fc``; the class of this package's plugin has."""
+    check(asdict(config), _RELEASED, "vLLM's EAGLE model")
+    ours = {"architectures": ["EagleJakiroLlamaForCausalLM"], "jakiro": {"fc_bias": True}}
+    return llama_config(config) | {"head_dim": config.head_dim} | (ours if config.fc_bias else {})
 
 
 _FORMATS = {"original": _original, "eagle-vllm": _vllm}

@@ -24,7 +24,7 @@ from jakiro.hub.models import first_line
 
 FORMATS = ("original", "eagle-vllm")
 """``original``: what the authors' code of the method loads; ``eagle-vllm``: what vLLM's EAGLE path
-loads, with a model class for Jakiro registered as ``EagleJakiroLlamaForCausalLM``."""
+loads, with the model class of ``jakiro.integrations.vllm`` where its own does not fit."""
 
 
 @dataclass(frozen=True)
