@@ -235,7 +235,7 @@ def test_the_probe_is_short_even_for_large_windows() -> None:
     )
     Target(model)
     hook.remove()
-    assert len(shapes) == 6
+    assert len(shapes) == 7
     assert sum(shape.numel() for shape in shapes) < 400
 
 

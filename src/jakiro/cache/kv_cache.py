@@ -3,7 +3,9 @@ commit."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +13,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from jakiro.cache.store import Store
 from jakiro.tree.verdict import Verdict
+
+_LEAST_CAPACITY = 1024
+"""Slots per row that are never given back: most requests need that many, one after the other."""
 
 
 class _LayerView(CacheLayerMixin):
@@ -43,6 +48,29 @@ class _LayerView(CacheLayerMixin):
         return -1
 
 
+@dataclass(frozen=True, eq=False)
+class KVRow:
+    """The first ``length`` entries of a row, apart from the cache they were copied from. Of who
+    keeps no keys and values, ``data`` is empty."""
+
+    length: int
+    data: tuple[Tensor, ...] = ()
+    """Per storage [M, heads, length, dim]."""
+
+    def cut(self, length: int) -> KVRow:
+        """The first ``length`` entries, of the same memory."""
+        if length == self.length:
+            return self
+        return KVRow(length, tuple(part[:, :, :length] for part in self.data))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.untyped_storage().nbytes() for part in self.data)
+
+
+_NO_ROW = KVRow(0)
+
+
 class KVCache(Cache):
     """Row b owns slots ``0 .. lengths[b]-1``; slot equals absolute position for committed tokens.
 
@@ -55,6 +83,8 @@ class KVCache(Cache):
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[_LayerView(self, index) for index in range(num_layers)])
         self.lengths: list[int] = []
+        self.ceiling = sys.maxsize
+        """The capacity that growth by halves need not exceed."""
         self._rows = slice(0, 0)
         self._starts: list[int] = []
         self._stores: list[Store] = []
@@ -79,25 +109,51 @@ class KVCache(Cache):
         for store in self._stores:
             store.grow(self._max_rows, self._capacity)
 
-    def admit(self) -> int:
-        """Append an empty row and return its index.
+    def admit(self, known: KVRow = _NO_ROW) -> int:
+        """Append a row that holds what ``save`` gave, nothing unless told, and return its index.
 
         What an earlier row left there is zeroed: a NaN under a mask would still spread.
         """
         row = self.num_rows
         self._settle()
-        self.lengths.append(0)
+        self.lengths.append(known.length)
         for store in self._stores if row < self._max_rows else ():
             store.clear(row, self._used)
-        self.reserve(self.num_rows, self._capacity)
+        self.reserve(self.num_rows, max(self._capacity, known.length))
+        self._used = max(self._used, known.length)
+        if known.length:
+            for store, part in zip(self._stores, known.data, strict=True):
+                store.data[:, row, :, : known.length] = part
         return row
 
+    def save(self, row: int, length: int) -> KVRow:
+        """A copy of the first ``length`` entries of ``row``, or of all if it has fewer."""
+        self._settle()
+        length = min(length, self.lengths[row])
+        return KVRow(length, tuple(s.data[:, row, :, :length].clone() for s in self._stores))
+
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep only ``rows``, renumbered in that order."""
+        """Keep only ``rows``, renumbered in that order. Memory far beyond what they need is given
+        back."""
         self._settle()
         for store in self._stores:
             store.keep(rows, self._used)
         self.lengths = [self.lengths[row] for row in rows]
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Halve what is four times too large, so that copies stay rare."""
+        num_slots = max(_LEAST_CAPACITY, 2 * max(self.lengths, default=0))
+        rows = 2 * max(1, self.num_rows)
+        wanted = (
+            rows if self._max_rows >= 2 * rows else self._max_rows,
+            num_slots if self._capacity >= 2 * num_slots else self._capacity,
+        )
+        if wanted != (self._max_rows, self._capacity):
+            self._max_rows, self._capacity = wanted
+            self._used = min(self._used, self._capacity)
+            for store in self._stores:
+                store.shrink(*wanted)
 
     def content(self, row: int) -> list[tuple[Tensor, Tensor]]:
         """Per layer the committed keys and values of ``row``, each [heads, length, dim]."""
@@ -133,7 +189,8 @@ class KVCache(Cache):
         span = self.span_before + num_new
         if span > self._capacity:
             # By halves, so that a row that grows token by token is copied rarely.
-            self.reserve(self.num_rows, max(span, self._capacity + self._capacity // 2))
+            wanted = min(self._capacity + self._capacity // 2, self.ceiling)
+            self.reserve(self.num_rows, max(span, wanted))
         self._used = max(self._used, span)
         for store in self._stores:
             store.aim(rows, self._starts, num_new)
@@ -165,19 +222,18 @@ class KVCache(Cache):
         self.commit_paths(verdict.paths)
 
     def commit_paths(self, paths: list[list[int]]) -> None:
-        """Keep of every row the nodes of one path, ascending: one gather per storage.
+        """Keep of the first rows the nodes of one path each, ascending: one gather per storage.
 
         Nodes that lie in their slot already (node j at depth j, as in chains) are not touched.
         """
         moves = [
             (row, length + node, length + depth)
-            for row, (length, path) in enumerate(zip(self.lengths, paths, strict=True))
+            for row, (length, path) in enumerate(zip(self.lengths, paths, strict=False))
             for depth, node in enumerate(path)
             if node != depth
         ]
-        self.lengths = [
-            length + len(path) for length, path in zip(self.lengths, paths, strict=True)
-        ]
+        for row, path in enumerate(paths):
+            self.lengths[row] += len(path)
         if moves:
             self._settle()
             for store in self._stores:

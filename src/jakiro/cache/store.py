@@ -35,6 +35,16 @@ class Store:
         old = self.data
         self.data = old.new_zeros(old.shape[0], rows, old.shape[2], capacity, old.shape[4])
         self.data[:, : old.shape[1], :, : old.shape[3]] = old
+        self._forget()
+
+    def shrink(self, rows: int, capacity: int) -> None:
+        """Keep only the first ``rows`` and of those the first ``capacity`` slots."""
+        self.data = self.data[:, :rows, :, :capacity].clone()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the views of the last forward, which would hold on to the old memory."""
+        self._seen = self._fresh = self._flat = ()
 
     def clear(self, row: int, used: int) -> None:
         """Zero the first ``used`` slots of ``row``."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from jakiro.cache.kv_cache import KVCache
+from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.tree.shapes import TreePlan
@@ -83,6 +83,20 @@ class Drafter(ABC):
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         """Append one row: its prompt ``ids`` (length T) and their features [T, F]. The root, drawn
         from the last of them, is not among the ids; it comes with the first ``DraftRequest``."""
+
+    def save(self, row: int, length: int) -> KVRow:
+        """What another row that begins like ``row`` may take over, for the first ``length`` tokens
+        or fewer. Entry i may depend on tokens 0 to i+1.
+
+        Unless told otherwise: a drafter that reads no features has nothing to take over and needs
+        nothing either; to one that does, nothing can be spared.
+        """
+        return KVRow(length if self.needs == NO_FEATURES else 0)
+
+    def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
+        """``begin``, of a row that takes over what ``save`` gave: ``features`` are those of
+        ``ids[known.length:]``, at least one."""
+        self.begin(ids, features)
 
     @abstractmethod
     def draft(self, request: DraftRequest) -> TokenTree:

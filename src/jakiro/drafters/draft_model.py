@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jakiro.cache.kv_cache import KVRow
 from jakiro.drafters.base import DraftRequest
 from jakiro.drafters.levels import LevelDrafter
 from jakiro.target.output import TargetOutput
@@ -39,10 +40,17 @@ class DraftModel(LevelDrafter):
         self._fed: TokenTree | None = None
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
-        row = self._cache.admit()
+        self.resume(KVRow(0), ids, features)
+
+    def save(self, row: int, length: int) -> KVRow:
+        return self._cache.save(row, length)
+
+    def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
+        row = self._cache.admit(known)
         self._pending.append([])
         if len(ids) < self.model.context_length:
-            self.model.prefill(self._readable(torch.tensor(ids)).tolist(), self._cache, row)
+            new = self._readable(torch.tensor(ids[known.length :]))
+            self.model.prefill(new.tolist(), self._cache, row)
             self.num_forwards += 1
 
     def draft(self, request: DraftRequest) -> TokenTree:

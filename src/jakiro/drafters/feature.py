@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from jakiro.cache.kv_cache import KVCache
+from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.cache.mask import attendable
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.drafters.branches import Branches, Sum, branches, gathered
@@ -65,15 +65,23 @@ class FeatureDrafter(Drafter):
         self.num_forwards = 0
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
+        self.resume(KVRow(0), ids, features)
+
+    def save(self, row: int, length: int) -> KVRow:
+        return self._cache.save(row, length)
+
+    def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
         assert features is not None, "a feature drafter needs the last features of the prompt"
-        row, known = self._cache.admit(), len(ids) - 1
-        if known:
-            self._cache.aim(slice(row, row + 1), known)
-            tokens = torch.tensor([ids[1:]], device=features.device)
-            where = torch.arange(known, device=features.device)[None]
-            self._forward(tokens, features[None, :known], where, None)
-            self._cache.advance(row, known)
-        self._features.append(features[known:])
+        row, start, end = self._cache.admit(known), known.length, len(ids) - 1
+        if end > start:
+            self._cache.aim(slice(row, row + 1), end - start)
+            tokens = torch.tensor([ids[start + 1 :]], device=features.device)
+            where = torch.arange(start, end, device=features.device)[None]
+            pairs = torch.arange(end, device=features.device)
+            mask = (pairs <= where[:, :, None])[:, None] if start else None
+            self._forward(tokens, features[None, : end - start], where, mask)
+            self._cache.advance(row, end - start)
+        self._features.append(features[end - start :])
         self._tokens.append(torch.empty(0, dtype=torch.int64, device=features.device))
 
     def draft(self, request: DraftRequest) -> TokenTree:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jakiro.cache.kv_cache import KVRow
 from jakiro.drafters.base import Drafter, DraftRequest, Head
 from jakiro.errors import ConfigError
 from jakiro.target.features import LAST_FEATURE
@@ -110,6 +111,9 @@ class Medusa(Drafter):
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         assert features is not None, "the heads need the last feature of the prompt"
         self._features.append(features[-1])
+
+    def save(self, row: int, length: int) -> KVRow:
+        return KVRow(length)  # of any prompt, the last feature is all that is read
 
     def draft(self, request: DraftRequest) -> TokenTree:
         num_levels = self.heads.config.num_heads

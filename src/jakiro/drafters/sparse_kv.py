@@ -56,13 +56,14 @@ class _Sparse(View):
         num_known: int = 0,
     ) -> TargetOutput:
         """See ``Target.verify``; positions are those of the whole text."""
-        if min(cache.lengths) <= self._sinks + self._recent:
+        starts = cache.lengths[: tree.num_rows]
+        if min(starts) <= self._sinks + self._recent:
             return super().verify(tree, cache, needs, num_known)
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
-        ends = [length + tree.num_nodes for length in cache.lengths]
+        ends = [length + tree.num_nodes for length in starts]
         excerpt = Excerpt(cache, ends, self._sinks, self._recent + tree.num_nodes)
         slots = excerpt.slots.to(self.device)[:, None]
-        lengths = torch.tensor(cache.lengths, device=self.device)
+        lengths = torch.tensor(starts, device=self.device)
         masks = {}
         for name, window in self.windows.items():
             mask = tree_mask(tree, lengths, span, window)[:, num_known:]

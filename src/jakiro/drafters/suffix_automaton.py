@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from jakiro.cache.kv_cache import KVRow
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.errors import CheckpointError, ConfigError
 from jakiro.target.output import TargetOutput
@@ -215,8 +216,14 @@ class SuffixAutomaton(Drafter):
             self.plan = TreePlan("dynamic", budget, inner.plan.width, budget)
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
+        self.resume(KVRow(0), ids, features)
+
+    def save(self, row: int, length: int) -> KVRow:
+        return super().save(row, length) if self._inner is None else self._inner.save(row, length)
+
+    def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
         if self._inner is not None:
-            self._inner.begin(ids, features)
+            self._inner.resume(known, ids, features)
         row = _Row(OnlineAutomaton())
         self._rows.append(row)
         self._extend(row, ids)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
+from jakiro.cache.kv_cache import KVRow
 from jakiro.drafters.base import Drafter, DraftNoise, DraftRequest
+from jakiro.engine.limits import Limits
+from jakiro.engine.prefix import NOTHING, Prefix, PrefixStore, num_common
 from jakiro.engine.request import Request, TokenLogprobs
 from jakiro.engine.stats import Stats
 from jakiro.engine.trace import Cycle
@@ -16,6 +23,19 @@ from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
+
+_FIRST_ROOM = 256
+"""Slots for an answer to start with; later its row grows by halves."""
+
+
+@dataclass
+class _Filling:
+    """A request of which a part of the prompt is in the cache; what its drafter takes over, and
+    the features [T, F] of the parts that were fed."""
+
+    request: Request
+    draft: KVRow
+    features: list[Tensor] = field(default_factory=list)
 
 
 class Batch:
@@ -29,9 +49,12 @@ class Batch:
         *,
         is_sampled: bool = False,
     ) -> None:
+        self.limits = Limits()
         self.cache = target.new_cache()
         self.sampler = Sampler(target.vocab_size, target.device)
         self.rows: list[Request] = []
+        self.prefixes = PrefixStore()
+        self._filling: _Filling | None = None
         self._plan = plan
         self._noise = noise or self.sampler
         self._draws = self.sampler.sampled_drafts() if is_sampled else None
@@ -46,25 +69,86 @@ class Batch:
                 "them first, or load a second drafter"
             )
 
-    def admit(self, request: Request, target: Target, drafter: Drafter) -> None:
-        """Prefill one request; it emits its first token and becomes the last row.
+    @property
+    def filling(self) -> Request | None:
+        """The request whose prompt is being fed; its row is the one after ``rows``."""
+        return None if self._filling is None else self._filling.request
+
+    def num_slots(self, request: Request) -> int:
+        """Slots of the cache that ``request`` may come to need."""
+        return len(request.prompt_ids) + request.num_wanted + self._plan.budget
+
+    def has_room(self, request: Request) -> bool:
+        """Whether ``request`` may join those in flight. All rows of the cache are as long as the
+        longest, hence the product."""
+        everyone, limit = [*self.rows, request], self.limits.kv_tokens
+        if self._filling is not None or len(everyone) > self.limits.max_batch_size:
+            return False
+        return limit is None or len(everyone) * max(map(self.num_slots, everyone)) <= limit
+
+    def open(self, request: Request, drafter: Drafter) -> None:
+        """Give ``request`` a row of the cache, with what is known of its prompt; ``fill`` does the
+        rest."""
+        length = len(request.prompt_ids)
+        with self._failing(request, drafter):
+            known = self._known(request.prompt_ids, drafter)
+            request.stats.num_reused = known.target.length
+            self._filling = _Filling(request, known.draft)
+            drafter.holder = self
+            row = self.cache.admit(known.target)
+            # The answer's room grows while it is written, up to the worst case.
+            self.cache.ceiling = max(map(self.num_slots, [*self.rows, request]))
+            soon = length + max(length, _FIRST_ROOM)
+            self.cache.reserve(row + 1, min(soon, self.num_slots(request)))
+
+    def fill(self, limit: int, target: Target, drafter: Drafter) -> int:
+        """Feed at most ``limit`` tokens of the prompt of ``filling``; returns how many. After the
+        last of them the request emits its first token and becomes the last of ``rows``.
 
         Whatever is raised on the way, out of memory or an interrupt, fails this request only: no
         room keeps a part of its row.
         """
-        size = len(self.rows)
-        try:
-            self._admit(request, target, drafter)
-        except BaseException as error:
-            request.finish("error", _reason(error))
-            self._keep(list(range(size)), drafter)
-            raise
+        filling, row = self._filling, len(self.rows)
+        assert filling is not None, "no prompt is being fed"
+        with self._failing(filling.request, drafter):
+            prompt, start = filling.request.prompt_ids, self.cache.lengths[row]
+            ids = prompt[start : start + limit]
+            out = target.prefill(ids, self.cache, row, drafter.needs)
+            if out.features is not None:
+                filling.features.append(out.features[0])
+            if start + len(ids) == len(prompt):
+                self._start(filling, out.logits, drafter)
+        return len(ids)
 
-    def _admit(self, request: Request, target: Target, drafter: Drafter) -> None:
-        row = self.cache.admit()
-        needed = len(request.prompt_ids) + request.num_wanted + self._plan.budget
-        self.cache.reserve(row + 1, needed)
-        out = target.prefill(request.prompt_ids, self.cache, row, drafter.needs)
+    def _known(self, ids: list[int], drafter: Drafter) -> Prefix:
+        """The most of a prompt that other requests have fed, finished ones or those in flight."""
+        if not self.limits.prefix_bytes:
+            return NOTHING
+        found = self.prefixes.find(ids)
+        common = [num_common(_text(request), ids) - 1 for request in self.rows]
+        length = max(common, default=0)
+        if length <= found.target.length:
+            return found
+        return self._saved(common.index(length), length, drafter)
+
+    def _remember(self, drafter: Drafter) -> None:
+        """Save the rows that are about to leave; where memory is short, forget instead."""
+        try:
+            for row, request in enumerate(self.rows if self.limits.prefix_bytes else ()):
+                if request.finish_reason not in (None, "error"):
+                    known = self._saved(row, self.cache.lengths[row], drafter)
+                    self.prefixes.put(known, self.limits.prefix_bytes)
+        except torch.OutOfMemoryError:
+            self.prefixes = PrefixStore()
+
+    def _saved(self, row: int, length: int, drafter: Drafter) -> Prefix:
+        """The first ``length`` entries of ``row``, here and at the drafter, or what there is."""
+        text = _text(self.rows[row])
+        return Prefix.of(text, self.cache.save(row, length), drafter.save(row, length))
+
+    def _start(self, filling: _Filling, logits: Tensor, drafter: Drafter) -> None:
+        """The prompt is fed: tell sampler and drafter, and choose from ``logits`` [1, 1, V]."""
+        request, row = filling.request, len(self.rows)
         self.sampler.admit(
             request.params,
             request.prompt_ids,
@@ -73,14 +157,26 @@ class Batch:
             choice_index=request.choice_index,
             processors=request.processors,
         )
-        features = None if out.features is None else out.features[0]
-        drafter.holder = self
-        drafter.begin(request.prompt_ids, features)
+        features = torch.cat(filling.features) if filling.features else None
+        drafter.resume(filling.draft, request.prompt_ids, features)
         self.rows.append(request)
+        self._filling = None
         tree = TokenTree.root_only(torch.tensor(request.prompt_ids[-1:], device=self._device))
-        nodes = self.sampler.view(tree, out.logits, slice(row, row + 1))
+        nodes = self.sampler.view(tree, logits, slice(row, row + 1))
         choices, failed = nodes.choice[0].tolist(), nodes.failed[0].tolist()
-        request.stats.num_prefills = self._take(row, choices, out.logits[0], failed)
+        request.stats.num_prefills = self._take(row, choices, logits[0], failed)
+
+    @contextmanager
+    def _failing(self, request: Request, drafter: Drafter) -> Iterator[None]:
+        """What is raised inside ends ``request``, which leaves without a trace."""
+        size = len(self.rows)
+        try:
+            yield
+        except BaseException as error:
+            request.finish("error", _reason(error))
+            self._filling = None
+            self._keep(list(range(size)), drafter)
+            raise
 
     def request(self) -> DraftRequest:
         """What the drafter may know. A cycle emits one token more than it accepts, so the deepest
@@ -88,7 +184,7 @@ class Batch:
         roots = torch.tensor([row.token_ids[-1] for row in self.rows], device=self._device)
         caps = [row.num_left - 1 for row in self.rows]
         noise, is_sampled = self._draws or self._noise, self._draws is not None
-        place = (self.cache.lengths, caps, self._plan)
+        place = (self.cache.lengths[: len(self.rows)], caps, self._plan)
         return DraftRequest(roots, *place, noise, is_sampled, self.cache)
 
     def sealed(self, tree: TokenTree) -> TokenTree:
@@ -121,9 +217,14 @@ class Batch:
         Rows from the end fill the gaps, so that few caches have to move.
         """
         done = [request for request in self.rows if request.finish_reason is not None]
+        half = self.filling
+        if half is not None and half.finish_reason is not None:
+            self._filling = None
+            done.append(half)
         if done:
-            size = len(self.rows) - len(done)
+            self._remember(drafter)
             running = [i for i, row in enumerate(self.rows) if row.finish_reason is None]
+            size = len(running)
             behind = [i for i in running if i >= size]
             stay = [i if i in running else behind.pop() for i in range(size)]
             self._keep(stay, drafter)
@@ -138,10 +239,11 @@ class Batch:
         return self.leave(drafter)
 
     def _keep(self, stay: list[int], drafter: Drafter) -> None:
-        self.cache.keep(stay)
+        half = [] if self._filling is None else [len(self.rows)]
+        self.cache.keep([*stay, *half])
         self.sampler.keep(stay)
         drafter.keep(stay)
-        drafter.holder = self if stay else None
+        drafter.holder = self if stay or half else None
         self.rows = [self.rows[i] for i in stay]
 
     def _take(self, row: int, tokens: list[int], logits: Tensor, failed: list[bool]) -> int:
@@ -159,6 +261,11 @@ class Batch:
         if request.params.logprobs is not None:
             request.logprobs += _logprobs(logits, taken, request.params.logprobs)
         return len(taken)
+
+
+def _text(request: Request) -> list[int]:
+    """Prompt and answer so far."""
+    return request.prompt_ids + request.token_ids
 
 
 def _reason(error: BaseException) -> str:
@@ -184,6 +291,7 @@ def _logprobs(logits: Tensor, tokens: list[int], num_top: int) -> list[TokenLogp
 def count_run(total: Stats, done: Request) -> None:
     """Add a finished request's counts to the engine's total (its times are added per cycle)."""
     total.num_prefills += done.stats.num_prefills
+    total.num_reused += done.stats.num_reused
     total.num_forwards += done.stats.num_forwards
     total.num_emitted += done.stats.num_emitted
     total.num_drafted += done.stats.num_drafted

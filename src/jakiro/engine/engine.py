@@ -11,6 +11,7 @@ import torch
 
 from jakiro.drafters.base import Drafter, DraftNoise
 from jakiro.engine.batch import Batch, count_run
+from jakiro.engine.limits import Limits
 from jakiro.engine.request import Completion, Request
 from jakiro.engine.stats import Stats
 from jakiro.engine.step import step
@@ -58,8 +59,6 @@ class Engine:
         max_batch_size: int = 8,
         noise: DraftNoise | None = None,
     ) -> None:
-        if max_batch_size < 1:
-            raise ConfigError(f"max_batch_size must be at least 1, got {max_batch_size}")
         self.target = target
         self.drafter = drafter
         self.rule = rule
@@ -77,8 +76,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.stats = Stats()
         self.eos_ids = frozenset(eos_ids)
-        self.max_batch_size = max_batch_size
         self._batch = Batch(target, self.plan, noise, is_sampled=rule.is_sampled)
+        self.limits = Limits(max_batch_size)
         self._waiting: deque[Request] = deque()
 
     # -- whole answers ------------------------------------------------------------------------
@@ -174,7 +173,7 @@ class Engine:
             raise ConfigError("stop strings need a tokenizer; load with tokenizer=")
         end_ids = frozenset(params.stop_token_ids)
         seed = params.seed
-        return Request(
+        request = Request(
             prompt_ids=ids,
             params=params,
             seed=int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed,
@@ -184,10 +183,26 @@ class Engine:
             processors=processors,
             choice_index=choice_index,
         )
+        slots, limit = self._batch.num_slots(request), self.limits.kv_tokens
+        if limit is not None and slots > limit:
+            raise PromptError(
+                f"prompt, answer and draft may need {slots} slots of the cache, but it may have "
+                f"{limit} in all; shorten the prompt of {len(ids)} tokens or lower max_new_tokens"
+            )
+        return request
 
     def enqueue(self, request: Request) -> None:
         """Let a prepared request wait for its turn."""
         self._waiting.append(request)
+
+    @property
+    def limits(self) -> Limits:
+        """How much it takes on at a time; may be replaced between steps."""
+        return self._batch.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._batch.limits = limits
 
     @property
     def num_rows(self) -> int:
@@ -203,19 +218,10 @@ class Engine:
         ``error``; the engine can be used further.
         """
         self._leave()
-        began = time.perf_counter()
-        if self._waiting:
-            self._batch.check_free(self.drafter)
-        while self._waiting and len(self._batch.rows) < self.max_batch_size:
-            request = self._waiting.popleft()
-            if request.finish_reason is None:
-                self._batch.admit(request, self.target, self.drafter)
-                request.stats.prefill_ms = 1e3 * (time.perf_counter() - began)
-                self.stats.prefill_ms += request.stats.prefill_ms
-                began = time.perf_counter()
+        self._admit()
         self._leave()
         if not self._batch.rows:
-            return bool(self._waiting)
+            return bool(self._waiting) or self._batch.filling is not None
         try:
             step(self._batch, self.target, self.drafter, self.rule.function, self.stats)
         except BaseException as error:
@@ -257,6 +263,30 @@ class Engine:
         except Exception as error:  # templates raise whatever they like
             raise PromptError(f"the chat template refuses the conversation: {error}") from error
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    def _admit(self) -> None:
+        """Feed prompts: the one begun before, then those of waiting requests in their order. Who
+        does not fit yet is not overtaken, so that nobody starves."""
+        left = self.limits.prefill_chunk or self.target.context_length
+        began = time.perf_counter()
+        while left > 0 and (request := self._next()) is not None:
+            left -= self._batch.fill(left, self.target, self.drafter)
+            ended = time.perf_counter()
+            request.stats.prefill_ms += 1e3 * (ended - began)
+            self.stats.prefill_ms += 1e3 * (ended - began)
+            began = ended
+
+    def _next(self) -> Request | None:
+        """The request whose prompt is to be fed, with a row; None: nobody can be admitted."""
+        batch, waiting = self._batch, self._waiting
+        if batch.filling is None:
+            while waiting and waiting[0].finish_reason is not None:
+                waiting.popleft()
+            if not waiting or not batch.has_room(waiting[0]):
+                return None
+            batch.check_free(self.drafter)
+            batch.open(waiting.popleft(), self.drafter)
+        return batch.filling
 
     def _leave(self) -> None:
         self._count(self._batch.leave(self.drafter))

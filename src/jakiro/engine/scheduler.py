@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from jakiro.engine.engine import Engine, Prompt
@@ -24,12 +25,27 @@ class Scheduler:
     """Owns an engine and the one thread that steps it; every method may be called from any thread.
 
     Requests join and leave between cycles, in the order they came. ``max_waiting`` requests may
-    wait besides those being answered; further ones are refused with ``Busy``.
+    wait besides those being answered; further ones are refused with ``Busy``. The other settings
+    become those of the ``Limits`` of ``engine``.
     """
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 64) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int = 64,
+        prefill_chunk: int = 512,
+        kv_tokens: int | None = None,
+        prefix_bytes: int = 256 << 20,
+    ) -> None:
         if max_waiting < 0:
             raise ConfigError(f"max_waiting must not be negative, got {max_waiting}")
+        engine.limits = replace(
+            engine.limits,
+            prefill_chunk=prefill_chunk,
+            kv_tokens=kv_tokens,
+            prefix_bytes=prefix_bytes,
+        )
         self.engine = engine
         self._max_waiting = max_waiting
         self._changed = threading.Condition()
@@ -115,7 +131,10 @@ class Scheduler:
     def _check_room(self) -> None:
         if self._ends_at is not None:
             raise Closed("the scheduler takes no more requests; it is shutting down")
-        if self.num_waiting >= self._max_waiting and self.num_running >= self.engine.max_batch_size:
+        if (
+            self.num_waiting >= self._max_waiting
+            and self.num_running >= self.engine.limits.max_batch_size
+        ):
             raise Busy(self.num_waiting, self._retry_after_s())
 
     def _retry_after_s(self) -> float:

@@ -15,6 +15,8 @@ class Stats:
 
     num_prefills: int = 0
     """Prefills that brought a first token."""
+    num_reused: int = 0
+    """Prompt tokens that were not fed, because a request with the same beginning had been."""
     num_forwards: int = 0
     num_emitted: int = 0
     num_drafted: int = 0

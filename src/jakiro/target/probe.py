@@ -1,9 +1,10 @@
 """Does a tree forward say what the model says? Asked once, when a target is loaded.
 
-Two prompts of different length are prefilled, a tree with siblings is verified, a path that needs
-a gather is committed, and a second tree continues from it. Every node's logits must agree with a
-plain uncached forward of its own text. That fails if a layer sees a sibling, mistakes a slot for a
-position, keeps state outside the cache or ignores the mask it was handed.
+Two prompts of different length are prefilled, one of them in parts, a tree with siblings is
+verified, a path that needs a gather is committed, and a second tree continues from it. Every node's
+logits must agree with a plain uncached forward of its own text. That fails if a layer sees a
+sibling, mistakes a slot for a position, keeps state outside the cache or ignores the mask it was
+handed.
 
 Windows. Where a window is at most ``_LONGEST`` the prompts are longer than it and the comparison
 covers it. A larger one would cost thousands of tokens, and is shown in two parts: the short
@@ -50,7 +51,7 @@ def probe(target: Target) -> tuple[Route, str | None]:
     """The route by which trees reach the model of ``target`` (left set), and why its features are
     unusable (None: they are usable). Raises ``TargetRefused`` when no route is exact.
 
-    Costs about five short forwards per route tried; leaves nothing behind.
+    Costs about six short forwards per route tried; leaves nothing behind.
     """
     routes: list[Route] = ["mask", "registered", "chain"]
     if chains_only(target.config):
@@ -143,8 +144,10 @@ class _Trial:
         and of the logits made from its features; the latter two are 0 where none were asked."""
         target, rows = self.target, len(self.prompts)
         cache = target.new_cache()
-        for prompt in self.prompts:
-            target.prefill(prompt, cache, cache.admit(), self.needs)
+        for prompt, cut in zip(self.prompts, (0, 2), strict=True):
+            row = cache.admit()
+            for part in filter(None, (prompt[:cut], prompt[cut:])):
+                target.prefill(part, cache, row, self.needs)
         first = self._tree(self.parents, 1)
         early = target.verify(first, cache, self.needs)
         path = torch.tensor([self.path] * rows)

@@ -97,12 +97,14 @@ class Target:
     def prefill(
         self, ids: list[int], cache: KVCache, row: int, needs: FeatureSpec = NO_FEATURES
     ) -> TargetOutput:
-        """Feed a prompt to the empty ``row``, alone and without a mask, so that the fast attention
-        kernel stays. Returns the logits [1, 1, V] after its last token and features [1, T, F]."""
+        """Feed a prompt, or the next part of one, to ``row``, alone and without a mask, so that the
+        fast attention kernel stays. Returns the logits [1, 1, V] after the last token and the
+        features [1, T, F] of ``ids``."""
         self.check_prompt(ids)
+        start = cache.lengths[row]
         cache.aim(slice(row, row + 1), len(ids))
         tokens = torch.tensor([ids], device=self.device)
-        where = torch.arange(len(ids), device=self.device)[None]
+        where = torch.arange(start, start + len(ids), device=self.device)[None]
         out = self.forward(tokens, where, None, cache, needs, keep=1)
         cache.advance(row, len(ids))
         return out
@@ -121,10 +123,12 @@ class Target:
         make and nothing was committed since; they are not fed again, and N counts the others.
         A target of route ``chain`` takes its rows one by one, and only chains (``ConfigError``).
         """
-        if self.route == "chain" and (tree.num_nodes > 1 or len(set(cache.lengths)) > 1):
+        # A row whose prompt is still being fed lies behind those of the tree.
+        starts = cache.lengths[: tree.num_rows]
+        if self.route == "chain" and (tree.num_nodes > 1 or len(set(starts)) > 1):
             return self._verify_chains(tree, cache, needs, num_known)
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
-        lengths = torch.tensor(cache.lengths, device=self.device)
+        lengths = torch.tensor(starts, device=self.device)
         tokens = tree.tokens[:, num_known:]
         # Padding nodes may lie past the context edge; learned positions have no entry there.
         where = positions(tree, lengths)[:, num_known:].clamp_max(self.context_length - 1)
@@ -154,7 +158,7 @@ class Target:
         tokens = tree.tokens[:, num_known:]
         steps = torch.arange(num_known, tree.num_nodes, device=self.device)
         outs = []
-        for row, length in enumerate(cache.lengths):
+        for row, length in enumerate(cache.lengths[: tree.num_rows]):
             cache.aim(slice(row, row + 1), len(steps), num_known)
             where = (length + steps).clamp_max(self.context_length - 1)[None]
             outs.append(self.forward(tokens[row : row + 1], where, None, cache, needs))
