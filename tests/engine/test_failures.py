@@ -93,7 +93,7 @@ def test_a_cycle_that_raises_ends_its_rows_and_not_the_engine(case: str) -> None
 SITES: dict[str, Callable[[Engine], tuple[Any, str]]] = {
     "prefill": lambda engine: (engine.target, "prefill"),
     "sampler admits": lambda engine: (engine._batch.sampler, "admit"),
-    "drafter begins": lambda engine: (engine.drafter, "begin"),
+    "drafter begins": lambda engine: (engine.drafter, "resume"),
     "sampler chooses": lambda engine: (engine._batch.sampler, "view"),
     "draft": lambda engine: (engine.drafter, "draft"),
     "head": lambda engine: (engine.drafter, "_forward"),

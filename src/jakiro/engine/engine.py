@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -267,7 +268,7 @@ class Engine:
     def _admit(self) -> None:
         """Feed prompts: the one begun before, then those of waiting requests in their order. Who
         does not fit yet is not overtaken, so that nobody starves."""
-        left = self.limits.prefill_chunk or self.target.context_length
+        left = self.limits.prefill_chunk or sys.maxsize
         began = time.perf_counter()
         while left > 0 and (request := self._next()) is not None:
             left -= self._batch.fill(left, self.target, self.drafter)
