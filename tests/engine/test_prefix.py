@@ -28,7 +28,7 @@ CASES = (
     "draft_model/narrow",
     "suffix_automaton+jakiro/wide",
     "suffix_automaton",
-    "lookahead",
+    "swift",
 )
 """Every way of taking a row over, or of needing nothing."""
 
