@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "jakiro.cli.demo:demo",
     "generate": "jakiro.cli.generate:generate",
     "chat": "jakiro.cli.chat:chat",
+    "serve": "jakiro.cli.serve:serve",
     "train": "jakiro.cli.train:train",
     "import": "jakiro.cli.import_:import_head",
     "export": "jakiro.cli.export:export",

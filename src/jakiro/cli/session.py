@@ -33,6 +33,7 @@ def open_engine(
     dtype: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    max_batch_size: int = 8,
 ) -> Engine:
     """Load a pair, with a sign of life on standard error."""
     with NOTES.status(f"loading {target}"):
@@ -51,6 +52,7 @@ def open_engine(
             dtype=dtype,
             device=None if is_spread else device,
             device_map="auto" if is_spread else None,
+            max_batch_size=max_batch_size,
         )
 
 

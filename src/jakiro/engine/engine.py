@@ -256,14 +256,22 @@ class Engine:
                 "text prompts need a tokenizer; give token ids or load with tokenizer="
             )
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
+            return self._tokens(self.tokenizer, prompt)
         try:
             rendered = self.tokenizer.apply_chat_template(
                 list(prompt), add_generation_prompt=True, tokenize=False, **template
             )
         except Exception as error:  # templates raise whatever they like
             raise PromptError(f"the chat template refuses the conversation: {error}") from error
-        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return self._tokens(self.tokenizer, rendered, add_special_tokens=False)
+
+    @staticmethod
+    def _tokens(tokenizer: PromptTokenizer, text: str, **settings: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt is no Unicode text: {error}") from error
+        return list(tokenizer(text, **settings)["input_ids"])
 
     def _admit(self) -> None:
         """Feed prompts: the one begun before, then those of waiting requests in their order. Who

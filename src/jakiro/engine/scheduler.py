@@ -94,6 +94,11 @@ class Scheduler:
         return stream
 
     @property
+    def is_open(self) -> bool:
+        """Takes requests: neither closed nor dead."""
+        return self._ends_at is None
+
+    @property
     def num_running(self) -> int:
         """Requests being answered."""
         return self.engine.num_rows

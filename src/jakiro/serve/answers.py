@@ -1,0 +1,176 @@
+"""What is answered: the objects of the OpenAI API, and what a choice says of its drafting."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from jakiro.engine.stats import Stats
+
+FinishReason = Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, num_prompt: int, num_answer: int) -> Usage:
+        return cls(
+            prompt_tokens=num_prompt,
+            completion_tokens=num_answer,
+            total_tokens=num_prompt + num_answer,
+        )
+
+
+class Drafting(BaseModel):
+    """How one answer was drafted: the extra field ``jakiro`` of a finished choice."""
+
+    tau: float
+    """Tokens per forward of the target."""
+    num_forwards: int
+    num_accepted: int
+    """Drafted tokens that were kept."""
+    accepted_by_depth: list[int]
+    offered_by_depth: list[int]
+    prefill_ms: float
+    draft_ms: float
+    verify_ms: float
+    seed: int
+
+    @classmethod
+    def of(cls, stats: Stats, seed: int) -> Drafting:
+        return cls(
+            tau=round(stats.tau, 4),
+            num_forwards=stats.num_forwards,
+            num_accepted=sum(stats.accepted_by_depth),
+            accepted_by_depth=stats.accepted_by_depth,
+            offered_by_depth=stats.offered_by_depth,
+            prefill_ms=round(stats.prefill_ms, 3),
+            draft_ms=round(stats.draft_ms, 3),
+            verify_ms=round(stats.verify_ms, 3),
+            seed=seed,
+        )
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(BaseModel):
+    """The older form, of text completions."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    jakiro: Drafting
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason
+    jakiro: Drafting
+
+
+class ChatAnswer(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextAnswer(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "jakiro"
+    max_model_len: int
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class TokenList(BaseModel):
+    """Of ``/tokenize``."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Text(BaseModel):
+    """Of ``/detokenize``."""
+
+    prompt: str
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Version(BaseModel):
+    version: str
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Of every error."""
+
+    error: Problem
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request cannot be answered"},
+    "5XX": {"model": ErrorAnswer, "description": "The server cannot answer now"},
+}
+"""For the OpenAPI document."""

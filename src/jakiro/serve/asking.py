@@ -1,0 +1,77 @@
+"""From a body of the API to what the engine is asked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from jakiro.engine.engine import Engine
+from jakiro.errors import ConfigError
+from jakiro.sampling.params import SamplingParams
+from jakiro.serve.errors import ApiError
+from jakiro.serve.schema import AsText, ChatMessage, Sampled, Tool
+
+
+def sampling_params(
+    asked: Sampled, num_wanted: int, num_alternatives: int | None
+) -> SamplingParams:
+    """The settings of ``asked``, with the defaults of the OpenAI API. All choices of one request
+    share a seed, drawn here if none is given. Raises ``ConfigError``."""
+    stop = asked.stop or ()
+    return SamplingParams(
+        max_new_tokens=num_wanted,
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_k=max(0, asked.top_k or 0),
+        top_p=1.0 if asked.top_p is None else asked.top_p,
+        min_p=asked.min_p or 0.0,
+        repetition_penalty=asked.repetition_penalty or 1.0,
+        presence_penalty=asked.presence_penalty or 0.0,
+        frequency_penalty=asked.frequency_penalty or 0.0,
+        logit_bias=_bias(asked.logit_bias or {}),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(asked.stop_token_ids or ()),
+        ignore_eos=bool(asked.ignore_eos),
+        seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+        min_new_tokens=asked.min_tokens or 0,
+        logprobs=num_alternatives,
+        trace=asked.is_traced,
+    )
+
+
+def conversation_ids(
+    engine: Engine, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None
+) -> list[int]:
+    """Token ids of a conversation in the format of the model. Raises ``PromptError``."""
+    if not getattr(engine.tokenizer, "chat_template", None):
+        raise ApiError(
+            400, "this model has no chat template; use /v1/completions", code="no_chat_template"
+        )
+    turns: list[Any] = [message.as_template() for message in messages]
+    return engine.encode(turns, tools=[tool.model_dump() for tool in tools] if tools else None)
+
+
+def schema_of(asked: Sampled) -> Any:
+    """The JSON schema an answer has to follow; None: any text will do.
+
+    Raises:
+        ConfigError: other fields contradict it.
+    """
+    wanted = asked.response_format
+    if wanted is None or isinstance(wanted, AsText):
+        return None
+    for name, is_given in {"ignore_eos": asked.ignore_eos, "min_tokens": asked.min_tokens}.items():
+        if is_given:
+            raise ConfigError(
+                f"{name} asks for text after the end of the JSON; leave it out with response_format"
+            )
+    given = None if wanted.type == "json_object" else wanted.json_schema.json_schema
+    return {"type": "object"} if given is None else given
+
+
+def _bias(given: dict[str, float]) -> dict[int, float]:
+    """``logit_bias`` with its keys as numbers."""
+    for key in given:
+        if not (key.isascii() and key.isdigit() and len(key) < 19):
+            raise ConfigError(f"logit_bias maps token ids to numbers, got the id {key[:40]!r}")
+    return {int(key): value for key, value in given.items()}

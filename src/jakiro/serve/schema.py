@@ -1,0 +1,208 @@
+"""What may be asked: the OpenAI API, with vLLM's extra sampling fields and one of our own.
+
+Fields that would change the answer and are not listed here are refused, not ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_CHOICES = 16
+"""``n``, and prompts of one request: each is a row of its own."""
+MAX_TOKENS = 2**31 - 1
+MAX_SEED = 2**63 - 1
+
+
+def _unicode(text: str) -> str:
+    """Refuses lone surrogates, which JSON can spell and no tokenizer can read."""
+    text.encode()
+    return text
+
+
+AnyText = Annotated[str, AfterValidator(_unicode)]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Asked(BaseModel):
+    """Nothing is converted, nothing unknown is let in, no number is NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Asked):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Extension(Asked):
+    """Our own field of a request, ``jakiro``."""
+
+    trace: bool = False
+    """Say of every streamed token how it came, and show every draft tree."""
+
+
+class NamedSchema(Asked):
+    name: NonEmpty
+    description: str | None = None
+    json_schema: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class AsText(Asked):
+    type: Literal["text"]
+
+
+class AsJson(Asked):
+    type: Literal["json_object"]
+
+
+class AsSchema(Asked):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[AsText | AsJson | AsSchema, Field(discriminator="type")]
+
+
+class Sampled(Asked):
+    """What chat and text completions have in common. ``null`` means the default."""
+
+    model: NonEmpty
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    response_format: ResponseFormat | None = None
+    jakiro: Extension | None = None
+    user: str | None = None
+    """Ignored, as every field that concerns the operator of a service only."""
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def shows_usage(self) -> bool:
+        """The stream ends with the counts of tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def counts_all_along(self) -> bool:
+        """Every chunk of the stream carries the counts so far."""
+        return self.shows_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    @property
+    def is_traced(self) -> bool:
+        return self.jakiro is not None and self.jakiro.trace
+
+
+class TextPart(Asked):
+    type: Literal["text"]
+    text: AnyText
+
+
+class ChatMessage(Asked):
+    """One turn of a conversation; what it means is up to the model's chat template."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: AnyText | list[TextPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def as_template(self) -> dict[str, Any]:
+        """The turn for a chat template: parts joined, absent fields left out."""
+        turn = self.model_dump(exclude_none=True) | {"content": self.content}
+        if isinstance(self.content, list):
+            turn["content"] = "".join(part.text for part in self.content)
+        return turn
+
+
+class Tool(Asked):
+    type: Literal["function"]
+    function: dict[str, Any]
+
+
+class ChatRequest(Sampled):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    @property
+    def num_wanted(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_alternatives(self) -> int | None:
+        """Alternatives to report per token; None: no log-probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(Sampled):
+    """``POST /v1/completions``."""
+
+    prompt: (
+        AnyText
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[AnyText], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=MAX_CHOICES)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One or more texts or lists of token ids."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+    @property
+    def num_wanted(self) -> int:
+        return self.max_tokens or 16
+
+    @property
+    def num_alternatives(self) -> int | None:
+        return self.logprobs
+
+
+class TokenizeRequest(Asked):
+    """``POST /tokenize``: a text or a conversation."""
+
+    model: NonEmpty | None = None
+    prompt: AnyText | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(Asked):
+    """``POST /detokenize``."""
+
+    model: NonEmpty | None = None
+    tokens: list[int]

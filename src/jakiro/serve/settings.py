@@ -1,0 +1,31 @@
+"""What the operator of a server decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jakiro.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Limits and names of one server. Raises ``ConfigError``."""
+
+    model_name: str
+    api_key: str | None = None
+    """What clients have to send as ``Authorization: Bearer``; None: nobody is asked."""
+    max_body_bytes: int = 1 << 20
+    max_prompt_tokens: int | None = None
+    """None: as many as the target can read."""
+    max_open: int = 256
+    """Answers on their way at once, those that wait included."""
+
+    def __post_init__(self) -> None:
+        if not self.model_name:
+            raise ConfigError("the served model needs a name")
+        if self.api_key is not None and len(self.api_key.strip()) < 8:
+            raise ConfigError("an API key needs 8 characters or more")
+        for name in ("max_body_bytes", "max_prompt_tokens", "max_open"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")

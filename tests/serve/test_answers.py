@@ -1,0 +1,198 @@
+"""What is served is what the engine says alone, in every form in which it can be asked for."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from jakiro.engine.engine import Engine
+from jakiro.sampling.params import SamplingParams
+from jakiro.serve.constrain import Grammars
+from tests.serve.conftest import HELLO, NAME, chat, events
+
+CHAT = "/v1/chat/completions"
+SAMPLED = {"temperature": 1.3, "top_p": 0.9, "top_k": 40, "presence_penalty": 0.5}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 4},
+        "sizes": {"type": "array", "items": {"type": "integer", "maximum": 99}, "maxItems": 2},
+    },
+    "required": ["name", "sizes"],
+    "additionalProperties": False,
+}
+
+
+def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
+    found = client.post(path, json=body)
+    assert found.status_code == 200, found.text
+    return found
+
+
+def test_many_at_once_are_answered_as_each_alone(client: TestClient, alone: Engine) -> None:
+    bodies = [
+        chat(seed=seed, **({} if seed % 3 else SAMPLED), messages=[{**HELLO[0], "content": text}])
+        for seed, text in enumerate(["hello", "a", "stop it", "größe 🙂", "hello", "xyz " * 30])
+    ]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        got = [each.json() for each in pool.map(lambda b: post(client, CHAT, b), bodies)]
+    for body, answer in zip(bodies, got, strict=True):
+        kept = {name: body[name] for name in ("seed", *SAMPLED) if name in body}
+        (wanted,) = alone.generate(
+            [body["messages"]], SamplingParams(max_new_tokens=24, **{"temperature": 0} | kept)
+        )
+        (choice,) = answer["choices"]
+        assert choice["message"]["content"] == wanted.text
+        assert choice["finish_reason"] == wanted.finish_reason
+        assert answer["usage"] == {
+            "prompt_tokens": len(wanted.prompt_ids),
+            "completion_tokens": len(wanted.token_ids),
+            "total_tokens": len(wanted.prompt_ids) + len(wanted.token_ids),
+        }
+        assert choice["jakiro"]["seed"] == body["seed"]
+        assert choice["jakiro"]["tau"] > 2, "the drafts of the model itself are accepted"
+        assert choice["jakiro"]["num_accepted"] == sum(choice["jakiro"]["accepted_by_depth"])
+
+
+def test_a_stream_adds_up_to_the_whole(client: TestClient) -> None:
+    body = chat(**SAMPLED, seed=5, n=3, logprobs=True, top_logprobs=2)
+    whole = post(client, CHAT, body).json()
+    texts = [choice["message"]["content"] for choice in whole["choices"]]
+    assert len(set(texts)) == 3, "choices are different draws"
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    asked = body | {"stream": True, "stream_options": usage, "jakiro": {"trace": True}}
+    *parts, last = events(post(client, CHAT, asked).text)
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    for choice in whole["choices"]:
+        own = [p["choices"][0] for p in parts if p["choices"][0]["index"] == choice["index"]]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        said = "".join(part["delta"].get("content", "") for part in own)
+        assert said == choice["message"]["content"]
+        assert [part["finish_reason"] for part in own][-1] == choice["finish_reason"]
+        assert all(part["finish_reason"] is None for part in own[:-1])
+        scored = [
+            entry for part in own if part["logprobs"] for entry in part["logprobs"]["content"]
+        ]
+        assert scored == choice["logprobs"]["content"]
+        _check_trace(own[1:], scored)
+
+
+def _check_trace(parts: list[dict[str, Any]], scored: list[dict[str, Any]]) -> None:
+    """Every token came from the cycle beside it, at the depth it says."""
+    tokens = [token for part in parts for token in part["jakiro"]["trace"]["tokens"]]
+    assert len(tokens) == len(scored)
+    assert tokens[0]["how"] == "first" and {"drafted", "bonus"} <= {t["how"] for t in tokens}
+    came = iter(tokens[1:])
+    for cycle in (c for part in parts for c in part["jakiro"]["trace"]["cycles"]):
+        assert cycle["path"][0] == 0 and cycle["parents"][0] == -1
+        for depth, (above, node) in enumerate(pairwise(cycle["path"]), start=1):
+            assert cycle["parents"][node] == above
+            token = next(came, None)
+            wanted = {"id": cycle["tokens"][node], "how": "drafted", "depth": depth}
+            assert token is None or token.items() >= wanted.items()
+        token = next(came, None)
+        assert token is None or (token["id"], token["how"]) == (cycle["bonus"], "bonus")
+    assert next(came, None) is None
+
+
+def test_logprobs_are_those_of_the_target(client: TestClient, model: Any) -> None:
+    body = {
+        "model": NAME,
+        "prompt": [[72, 105]],
+        "max_tokens": 6,
+        "logprobs": 2,
+        "temperature": 2.0,
+    }
+    (choice,) = post(client, "/v1/completions", body | {"seed": 3}).json()["choices"]
+    found = choice["logprobs"]
+    assert len(found["tokens"]) == 6 and found["text_offset"][0] == 0
+    ids = [72, 105]
+    for logprob, top in zip(found["token_logprobs"], found["top_logprobs"], strict=True):
+        with torch.no_grad():
+            law = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        token = int((law - logprob).abs().argmin())
+        assert abs(float(law[token]) - logprob) < 1e-9
+        assert sorted(top.values(), reverse=True) == pytest.approx(law.topk(2).values.tolist())
+        ids.append(token)
+
+
+def test_several_prompts_stops_and_limits(client: TestClient, alone: Engine) -> None:
+    prompts = ["hello", "world"]
+    (first, second) = alone.generate(prompts, SamplingParams(max_new_tokens=16))
+    stop = first.text[5:8]
+    body = {"model": NAME, "prompt": prompts, "max_tokens": 16, "temperature": 0, "stop": [stop]}
+    found = post(client, "/v1/completions", body).json()["choices"]
+    assert found[0]["text"] == first.text[: first.text.index(stop)]
+    assert found[0]["finish_reason"] == "stop"
+    if stop not in second.text:
+        assert (found[1]["text"], found[1]["finish_reason"]) == (second.text, "length")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_constrained_answers_are_drafted_and_lossless(
+    client: TestClient, alone: Engine, speaker: Any, temperature: float
+) -> None:
+    ids = alone.encode(HELLO)
+    grammars = Grammars(speaker, alone.target.vocab_size, sorted(alone.eos_ids))
+    plain = grammars.constraint(grammars.compile(SCHEMA), len(ids))
+    settings = SamplingParams(
+        max_new_tokens=200, temperature=temperature, top_p=0.95, seed=11, presence_penalty=1.0
+    )
+    (wanted,) = alone.generate([ids], settings, processors=[plain])
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}}
+    fields = {"temperature": temperature, "top_p": 0.95, "seed": 11, "presence_penalty": 1.0}
+    body = chat(max_tokens=200, response_format=form, **fields)
+    (choice,) = post(client, CHAT, body).json()["choices"]
+    assert choice["message"]["content"] == wanted.text
+    assert choice["finish_reason"] == "stop"
+    assert set(json.loads(wanted.text)) == {"name", "sizes"}
+    assert choice["jakiro"]["num_accepted"] > 0
+
+
+def test_tools_reach_the_template(client: TestClient, speaker: Any) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    parts = [{"type": "text", "text": "he"}, {"type": "text", "text": "llo"}]
+    body = {"messages": [{"role": "user", "content": parts}], "tools": [tool]}
+    ids = post(client, "/tokenize", body).json()["tokens"]
+    assert speaker.decode(ids) == "[look;]u:hello\na:"
+    assert post(client, "/detokenize", {"tokens": ids}).json() == {"prompt": speaker.decode(ids)}
+    asked = post(client, CHAT, chat(tools=[tool])).json()
+    assert asked["usage"]["prompt_tokens"] == len("[look;]u:hello\na:")
+
+
+def test_the_state_is_told(client: TestClient) -> None:
+    before = _counters(client)
+    answer = post(client, CHAT, chat()).json()
+    grown = {name: value - before[name] for name, value in _counters(client).items()}
+    (choice,) = answer["choices"]
+    ours = choice["jakiro"]
+    assert grown["generation_tokens"] == answer["usage"]["completion_tokens"]
+    assert grown["spec_decode_num_accepted_tokens"] == ours["num_accepted"]
+    assert grown["spec_decode_num_drafts"] == ours["offered_by_depth"][0]
+    assert grown["spec_decode_num_draft_tokens"] >= ours["num_accepted"]
+    (model,) = client.get("/v1/models").json()["data"]
+    assert (model["id"], model["max_model_len"]) == (NAME, 4096)
+    assert client.get(f"/v1/models/{NAME}").json() == model
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/").text.startswith("<!doctype html>")
+    assert set(client.get("/openapi.json").json()["paths"]) >= {CHAT, "/v1/completions"}
+
+
+def _counters(client: TestClient) -> dict[str, float]:
+    names = [
+        "generation_tokens",
+        "spec_decode_num_accepted_tokens",
+        "spec_decode_num_drafts",
+        "spec_decode_num_draft_tokens",
+    ]
+    lines = client.get("/metrics").text.splitlines()
+    return {
+        name: sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(f"vllm:{name}_total{{"))
+        for name in names
+    }
