@@ -1,5 +1,6 @@
 """Writes what the documentation takes from the program: ``docs/commands.md``, the help of every
-command as it is printed, and the tables in ``docs/benchmarks.md``.
+command as it is printed, ``docs/methods.md``, what the registries say of every method, and the
+tables in ``docs/benchmarks.md``.
 
 A table stands between ``<!-- table: FILE.json -->`` and ``<!-- end -->``; ``FILE.json`` is the
 report of ``jakiro bench --out``, copied to ``docs/benchmarks``; everything around it is written by
@@ -10,9 +11,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jakiro.tree.shapes import TreePlan
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "commands.md"
+METHODS = DOCS / "methods.md"
 BENCHMARKS, REPORTS = DOCS / "benchmarks.md", DOCS / "benchmarks"
 WIDTH = 90
 
@@ -20,6 +26,22 @@ INTRODUCTION = """# Commands
 
 Made by `make docs` from the program's own help.
 """
+METHODS_INTRODUCTION = """# Methods
+
+Made by `make docs` from the registries of drafters and rules.
+
+Under the rule `match` every drafter is *exact*: the tokens of plain decoding with the same seed,
+greedy and sampled, whatever it drafts. What another rule promises is in the second table and in
+[rules](rules.md); a drafter whose drafts can be sampled works with all of them, others with `match`
+and `typical_lossy`. A drafter fills whatever tree it is asked for, chain, static or dynamic; the
+one named is what it takes by itself. `jakiro recommend` measures which of them pay on a machine.
+"""
+NEEDS = {
+    "nothing": "nothing",
+    "head": "training: a head for its target",
+    "model": "a language model of the same tokenizer",
+    "target": "nothing: a view of the target",
+}
 TABLE = re.compile(r"(<!-- table: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -38,6 +60,41 @@ def render() -> str:
         title = f"jakiro {name}".strip()
         parts.append(f"## {title}\n\n```\n{done.output.strip()}\n```\n")
     return "\n".join(parts)
+
+
+def methods() -> str:
+    """The page of methods as it should be."""
+    from jakiro.drafters.registry import ENTRIES
+    from jakiro.verify import RULES
+
+    lines = [
+        METHODS_INTRODUCTION,
+        "## Drafters",
+        "",
+        "| drafter | idea | needs | its own tree | sampled drafts | keeps, besides the target |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in ENTRIES.values():
+        kind = entry.load()
+        cells = (
+            f"[`{entry.name}`]({entry.page or f'drafters/{entry.name}.md'})",
+            entry.summary,
+            NEEDS[entry.made_of],
+            _shape(kind.plan),
+            "yes" if kind.can_sample else "no",
+            entry.memory,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Rules", "", "| rule | promise | trees | drafts |", "|---|---|---|---|"]
+    for rule in RULES.values():
+        drafts = "sampled" if rule.is_sampled else "any candidates"
+        lines.append(f"| `{rule.name}` | {rule.promise} | {', '.join(rule.trees)} | {drafts} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shape(plan: TreePlan) -> str:
+    """The text form of a plan, a static one by its size."""
+    return f"static, {plan.budget} nodes" if plan.kind == "static" else f"`{plan}`"
 
 
 def fill(page: str, reports: Path) -> str:
@@ -84,6 +141,7 @@ def write_cells(page: str, reports: Path) -> None:
 
 if __name__ == "__main__":
     PAGE.write_text(render(), "utf-8")
+    METHODS.write_text(methods(), "utf-8")
     text = BENCHMARKS.read_text("utf-8")
     write_cells(text, REPORTS)
     BENCHMARKS.write_text(fill(text, REPORTS), "utf-8")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from jakiro.bench.store import REPORT_FILE, save
-from scripts.docs import BENCHMARKS, REPORTS, fill, write_cells
+from scripts.docs import BENCHMARKS, DOCS, METHODS, REPORTS, fill, methods, write_cells
 from tests.bench.support import whole_report
 
 PAGE = """Before.
@@ -26,6 +27,13 @@ After.
 def test_the_committed_page_is_filled() -> None:
     page = BENCHMARKS.read_text("utf-8")
     assert fill(page, REPORTS) == page, "a report changed: run make docs and look at the diff"
+
+
+def test_the_committed_page_of_methods_is_that_of_the_registries() -> None:
+    page = METHODS.read_text("utf-8")
+    assert methods() == page, "a registry changed: run make docs and look at the diff"
+    linked = re.findall(r"\]\((\S+\.md)\)", page)
+    assert linked and all((DOCS / path).is_file() for path in linked)
 
 
 def test_filling_replaces_tables_and_keeps_the_prose(tmp_path: Path) -> None:

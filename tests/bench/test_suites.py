@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from jakiro.bench.suites import Row, Suite, load_suite, suite_names
+from jakiro.drafters.registry import ENTRIES
 from jakiro.errors import ConfigError, DataError, JakiroError, UnknownName
 from jakiro.tree.shapes import TreePlan
 
@@ -83,7 +84,7 @@ def test_a_bad_suite_says_where(
 
 
 def test_an_unknown_suite_lists_the_known() -> None:
-    with pytest.raises(UnknownName, match=r"a TOML file, ablation, paper"):
+    with pytest.raises(UnknownName, match=r"a TOML file, ablation, methods, paper"):
         load_suite("papers")
 
 
@@ -94,3 +95,9 @@ def test_the_suites_of_the_package_can_be_read(name: str) -> None:
     assert {"humaneval", "gsm8k"} <= set(suite.tasks)
     for row in suite.rows:
         assert row.tree is None or TreePlan.parse(row.tree)
+
+
+def test_the_suite_of_methods_has_all_that_need_no_training() -> None:
+    """But plain decoding, which every suite has, and what the bundled target is not made for."""
+    free = {entry.name for entry in ENTRIES.values() if not entry.is_trained}
+    assert free - {"none", "fewer_experts"} <= {row.drafter for row in load_suite("methods").rows}

@@ -27,7 +27,8 @@ class Entry:
     the target; a ``model``, a causal language model of its own, and the target; or the ``target``
     alone, of which it drafts with a cheaper view. ``learner``:
     the class of ``jakiro.train`` that trains it. An *arbiter* may also stand over another drafter,
-    ``NAME+OTHER``, and is then called with it."""
+    ``NAME+OTHER``, and is then called with it. ``memory``: what it keeps besides the target.
+    ``page``: its page in docs, if that is not ``drafters/NAME.md``."""
 
     name: str
     path: str
@@ -36,6 +37,8 @@ class Entry:
     head: HeadPaths | None = None
     learner: str | None = None
     is_arbiter: bool = False
+    memory: str = "the text"
+    page: str | None = None
 
     def __post_init__(self) -> None:
         assert (self.made_of == "head") == (self.head is not None)
@@ -76,12 +79,15 @@ def _layer(
 ) -> Entry:
     """A method that drafts with the one-layer network; ``settings`` are those of its config."""
     head = HeadPaths("jakiro.drafters.nn:HeadConfig", "jakiro.drafters.nn:DraftHead", settings)
-    return Entry(name, path, summary, "head", head, "jakiro.train.feature_head:FeatureHead")
+    learner, memory = "jakiro.train.feature_head:FeatureHead", "the head and one layer's KV"
+    return Entry(
+        name, path, summary, "head", head, learner, memory=memory, page="drafters/jakiro.md"
+    )
 
 
-def _view(name: str, kind: str, summary: str) -> Entry:
+def _view(name: str, kind: str, summary: str, memory: str = "nothing") -> Entry:
     """A method that drafts with a view of the target, the class ``kind`` in a file of its name."""
-    return Entry(name, f"jakiro.drafters.{name}:{kind}", summary, "target")
+    return Entry(name, f"jakiro.drafters.{name}:{kind}", summary, "target", memory=memory)
 
 
 _ONE_EXPERT: dict[str, Any] = {"num_experts": 1, "active_experts": 1, "contrast_levels": 0}
@@ -111,6 +117,7 @@ ENTRIES = {
             "head",
             HeadPaths("jakiro.drafters.medusa:MedusaConfig", "jakiro.drafters.medusa:MedusaHeads"),
             "jakiro.train.medusa:MedusaLearner",
+            memory="the heads",
         ),
         Entry(
             "draft_model",
@@ -118,6 +125,7 @@ ENTRIES = {
             "a small language model of the same tokenizer",
             "model",
             learner="jakiro.train.draft_model:Distillation",
+            memory="the model and its KV",
         ),
         Entry("prompt_lookup", "jakiro.drafters.prompt_lookup:PromptLookup", "n-grams of the text"),
         Entry(
@@ -125,20 +133,33 @@ ENTRIES = {
             "jakiro.drafters.suffix_automaton:SuffixAutomaton",
             "longest repeated suffix; over another drafter: suffix_automaton+OTHER",
             is_arbiter=True,
+            memory="an automaton of the text",
         ),
         Entry(
             "token_recycling",
             "jakiro.drafters.token_recycling:TokenRecycling",
             "what the target found likely after a token before",
+            memory="8 ids per known token",
         ),
         Entry("copy", "jakiro.drafters.copy:Copy", "the prompt itself, for answers that edit it"),
-        Entry("aded", "jakiro.drafters.aded:Aded", "trigrams of the text, searched best first"),
+        Entry(
+            "aded",
+            "jakiro.drafters.aded:Aded",
+            "trigrams of the text, searched best first",
+            memory="trigrams of the text",
+        ),
         Entry(
             "lookahead",
             "jakiro.drafters.lookahead:Lookahead",
             "n-grams the target makes in auxiliary nodes of its own forward",
+            memory="n-grams",
         ),
-        Entry("jacobi", "jakiro.drafters.jacobi:Jacobi", "the target's last guesses, iterated"),
+        Entry(
+            "jacobi",
+            "jakiro.drafters.jacobi:Jacobi",
+            "the target's last guesses, iterated",
+            memory="one guess per node",
+        ),
         _view("layer_skip", "LayerSkip", "the target without every second layer"),
         _view(
             "swift", "Swift", "the target without the layers that a search while it runs leaves out"
@@ -147,9 +168,20 @@ ENTRIES = {
         _view(
             "sparse_kv", "SparseKV", "the target on the first and last tokens, for long contexts"
         ),
-        _view("low_bit", "LowBit", "the target with its weights rounded to 8 bits or fewer"),
+        _view(
+            "low_bit",
+            "LowBit",
+            "the target with its weights rounded to 8 bits or fewer",
+            memory="a byte per weight",
+        ),
         _view("fewer_experts", "FewerExperts", "a mixture of experts that takes half as many"),
-        Entry("none", "jakiro.drafters.none:NoDrafter", "plain decoding, the baseline"),
+        Entry(
+            "none",
+            "jakiro.drafters.none:NoDrafter",
+            "plain decoding, the baseline",
+            memory="nothing",
+            page="losslessness.md",
+        ),
     )
 }
 

@@ -1,0 +1,114 @@
+"""Measures the views that a target drafts for itself with: what a draft forward costs beside a
+target forward, in CPU time (medians, in alternation), and how many tokens a cycle yields.
+
+    python scripts/views.py pair    the bundled target, short prompts
+    python scripts/views.py long    sparse attention against context length, random weights
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import jakiro
+from jakiro.bench.workloads import load_tasks
+from jakiro.cache.kv_cache import KVCache
+from jakiro.drafters.early_exit import EarlyExit
+from jakiro.drafters.layer_skip import LayerSkip
+from jakiro.drafters.low_bit import LowBit
+from jakiro.drafters.self_drafter import SelfDrafter
+from jakiro.drafters.sparse_kv import SparseKV
+from jakiro.drafters.swift import Swift
+from jakiro.target.target import Target
+from jakiro.tree.token_tree import TokenTree
+
+VIEWS: dict[str, Callable[[Target], SelfDrafter]] = {
+    "layer_skip, speedup 2": LayerSkip,
+    "layer_skip, speedup 1.33": lambda target: LayerSkip(target, 4 / 3),
+    "swift": Swift,
+    "early_exit, half": EarlyExit,
+    "early_exit, three quarters": lambda target: EarlyExit(target, target.num_layers * 3 // 4),
+    "sparse_kv": SparseKV,
+    "low_bit, 8": LowBit,
+    "low_bit, 4": lambda target: LowBit(target, 4),
+}
+NUM_NEW, REPEATS = 64, 40
+
+
+def cpu_ms(run: Callable[..., object], *arguments: object) -> float:
+    began = time.process_time()
+    run(*arguments)
+    return 1e3 * (time.process_time() - began)
+
+
+@torch.inference_mode()
+def cost_ratio(view: Target, target: Target, cache: KVCache) -> tuple[float, float]:
+    """Median cost of one row through the target (ms), and through the view relative to it."""
+    root = TokenTree.root_only(torch.tensor([7]))
+    times: list[list[float]] = [[], []]
+    for _ in range(REPEATS):
+        for which, one in enumerate((target, view)):
+            times[which].append(cpu_ms(one.verify, root, cache))
+    plain = median(times[0])
+    return plain, median(mine / whole for whole, mine in zip(*times, strict=True))
+
+
+def filled(target: Target, length: int) -> KVCache:
+    cache = target.new_cache()
+    ids = torch.randint(target.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        target.prefill(ids.tolist(), cache, cache.admit())
+    return cache
+
+
+def pair() -> None:
+    plain = jakiro.load("pico", "none")
+    prompts = [p for task in load_tasks(["humaneval", "gsm8k"], 5) for p in task.prompts]
+    cache = filled(plain.target, 150)
+    print("| view | draft / target forward | tau, T = 0 | tau, T = 1 | speedup, T = 0 |")
+    print("|---|---|---|---|---|")
+    for name, make in VIEWS.items():
+        engine = jakiro.load(plain.target.model, make, tokenizer=plain.tokenizer)
+        view = engine.drafter
+        assert isinstance(view, SelfDrafter)
+        ratio = cost_ratio(view.model, plain.target, cache)[1]
+        found = []
+        for temperature in (0.0, 1.0):
+            params = jakiro.SamplingParams(max_new_tokens=NUM_NEW, temperature=temperature, seed=1)
+            engine.reset_stats()
+            ratios = []
+            for prompt in prompts:
+                whole = cpu_ms(plain.generate, [prompt], params)
+                ratios.append(whole / cpu_ms(engine.generate, [prompt], params))
+            found.append((engine.stats.tau, median(ratios)))
+        (greedy, speed), (sampled, _) = found
+        print(f"| {name} | {ratio:.2f} | {greedy:.2f} | {sampled:.2f} | {speed:.2f} |", flush=True)
+
+
+def long() -> None:
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=16384,
+    )
+    torch.manual_seed(0)
+    target = Target(LlamaForCausalLM(config).eval())
+    view = SparseKV(target, sinks=4, recent=256).model
+    print("| context | target forward, ms | draft / target forward |")
+    print("|---|---|---|")
+    for length in (1024, 2048, 4096, 8192):
+        plain, ratio = cost_ratio(view, target, filled(target, length))
+        print(f"| {length} | {plain:.1f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    {"pair": pair, "long": long}[sys.argv[1]]()
