@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from jakiro import __version__
 from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
+from jakiro.engine.budget import Controller
+from jakiro.engine.calibrate import measure
+from jakiro.engine.costs import Costs
 from jakiro.engine.engine import Engine, PromptTokenizer
+from jakiro.engine.policy import Fixed, Policy
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
+from jakiro.hub.costs import keep_costs, read_costs
+from jakiro.hub.machine import device_name
 from jakiro.hub.models import (
     check_vocabularies,
     first_line,
@@ -28,6 +35,7 @@ from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule
 
 BUNDLED_TARGET = "pico"
+AUTO = "auto"
 
 
 class _DeterministicScores:
@@ -62,7 +70,10 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             the bundled ones and need the bundled target. None: the bundled Jakiro head for the
             bundled target, prompt lookup for any other.
         tokenizer: needed for text prompts where ``target`` is a loaded model.
-        tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``.
+        tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``. ``auto``: in every
+            cycle as much of the drafter's own tree as pays on this machine, nothing where drafting
+            does not pay; ``auto:dynamic:6,8,32``: as much of that one. The first load of a pair
+            measures the machine for some seconds; the result is kept (docs/controller.md).
         rule: what of a draft is kept; see ``jakiro list``. Rules other than ``match`` do not
             promise the tokens of plain decoding when sampling, see docs/rules.md.
         dtype: computing type of target and drafter; default: float32 for the bundled target,
@@ -83,7 +94,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     """
     if device is not None and device_map is not None:
         raise ConfigError("give device or device_map, not both")
-    plan = TreePlan.parse(tree) if isinstance(tree, str) else tree
+    is_auto, plan = _plan(tree)
     found_rule = find_rule(rule)
     is_bundled = _is_bundled(target)
     chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
@@ -106,6 +117,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         made = chosen(wrapped)
     else:
         made = _draft_model(cast(PreTrainedModel, chosen), wrapped, (None, tokenizer))
+    policy = _controller(wrapped, made, plan, max_batch_size) if is_auto else Fixed
     return Engine(
         wrapped,
         made,
@@ -115,6 +127,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         eos_ids=eos_ids(wrapped.model, tokenizer),
         max_batch_size=max_batch_size,
         noise=None if noise_aware else _DeterministicScores(),
+        policy=policy,
     )
 
 
@@ -136,6 +149,37 @@ def eos_ids(model: PreTrainedModel, tokenizer: Any = None) -> tuple[int, ...]:
         if found is not None:
             return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
     return ()
+
+
+def _plan(tree: TreePlan | str | None) -> tuple[bool, TreePlan | None]:
+    """Whether a controller chooses within the plan, and the plan; None: the drafter's."""
+    if not isinstance(tree, str):
+        return False, tree
+    is_auto = tree.partition(":")[0] == AUTO
+    text = tree.removeprefix(AUTO).removeprefix(":") if is_auto else tree
+    return is_auto, TreePlan.parse(text) if text or not is_auto else None
+
+
+def _controller(
+    target: Target, drafter: Drafter, plan: TreePlan | None, max_batch_size: int
+) -> Callable[[TreePlan], Policy]:
+    """A controller with the costs of this pair on this machine, measured unless they are known."""
+    key = {
+        "target": target.fingerprint(),
+        "dtype": str(target.dtype),
+        "device": device_name(target.device),
+        "threads": torch.get_num_threads(),
+        "versions": {"jakiro": __version__, "torch": str(torch.__version__)},
+        "drafter": {"name": drafter.name, "num_parameters": drafter.num_parameters},
+        "plan": str(plan or drafter.plan),
+        "max_batch_size": max_batch_size,
+    }
+    try:
+        costs = Costs.from_json(read_costs(key) or {})
+    except (KeyError, TypeError, ValueError):
+        costs = measure(target, drafter, plan, max_batch_size=max_batch_size)
+        keep_costs(key, costs.to_json())
+    return lambda limits: Controller(limits, costs)
 
 
 def _is_bundled(target: str | Path | PreTrainedModel) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor
 
 from jakiro.cache.kv_cache import KVCache
 from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.engine.policy import DraftLimits, Fixed
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
@@ -126,6 +128,30 @@ def chain_tree(chains: list[list[int]]) -> TokenTree:
     tokens = torch.tensor([chain + [0] * (size - len(chain)) for chain in chains])
     valid = torch.tensor([[i < len(chain) for i in range(size)] for chain in chains])
     return TokenTree(tokens, torch.arange(-1, size - 1).repeat(len(chains), 1), valid)
+
+
+class OnAndOff(Fixed):
+    """Limits by turns, whatever comes of them; ``None``: no drafting. ``caps`` lowers the rows'
+    depths, one after the other."""
+
+    @classmethod
+    def of(
+        cls, turns: Sequence[TreePlan | None], caps: Sequence[int] = (99,)
+    ) -> Callable[[TreePlan], OnAndOff]:
+        """As an engine takes it."""
+
+        def made(plan: TreePlan) -> OnAndOff:
+            policy = cls(plan)
+            policy._turns, policy._caps = cycle(turns), cycle(caps)
+            return policy
+
+        return made
+
+    def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
+        plan = next(self._turns)
+        if plan is None:
+            return DraftLimits(self.plan, [0] * len(caps))
+        return DraftLimits(plan, [min(cap, next(self._caps)) for cap in caps])
 
 
 class PoisonedTarget(Target):

@@ -13,13 +13,16 @@ accepted path of three nodes, a rejection and twenty different tokens.
 
 from __future__ import annotations
 
+import random
 from itertools import cycle, product
 
 import pytest
 
 from jakiro.engine.engine import Completion
+from jakiro.tree.shapes import TreePlan
 from jakiro.verify import RULES
 from tests.conformance import world
+from tests.conformance.doubles import OnAndOff
 from tests.conformance.guided import Guided
 from tests.families import FAMILIES
 
@@ -154,6 +157,29 @@ def test_rows_of_different_settings_share_a_batch(case: str, family: str) -> Non
     )
     for (row, setting), completion in zip(rows, done, strict=True):
         assert completion.token_ids == list(world.truth(family, setting, row))
+    assert_cell_proves_something(done)
+
+
+@pytest.mark.parametrize("case", world.drafter_cases())
+def test_limits_may_change_from_cycle_to_cycle_and_row_to_row(case: str) -> None:
+    """Any schedule of trees and of cycles without a draft, rows being limited one by one."""
+    chance = random.Random(case)
+    whole = TreePlan("dynamic", depth=4, width=3, budget=12)
+    parts = [
+        None if chance.random() < 0.3 else whole.limited(*(chance.randint(1, 4) for _ in range(3)))
+        for _ in range(7)
+    ]
+    policy = OnAndOff.of([whole, *parts], [4, 0, 2, 4, 3])
+    target, setting = world.target("llama"), chance.choice(list(world.SETTINGS))
+    texts = [[*world.prompt(row), *world.truth("llama", setting, row)] for row in world.ROWS[3]]
+    drafter = Guided(world.make_drafter(case, target), texts, seed=3)
+    engine = world.make_engine(target, drafter, whole, policy=policy, max_batch_size=3)
+    done = engine.generate(
+        [list(world.prompt(row)) for row in world.ROWS[3]],
+        [world.params(setting, row) for row in world.ROWS[3]],
+    )
+    for row, completion in zip(world.ROWS[3], done, strict=True):
+        assert completion.token_ids == list(world.truth("llama", setting, row))
     assert_cell_proves_something(done)
 
 

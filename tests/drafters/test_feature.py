@@ -12,6 +12,7 @@ from jakiro.drafters.feature import FeatureDrafter
 from jakiro.engine.engine import Engine
 from jakiro.tree.shapes import TreePlan
 from tests.conformance import world
+from tests.conformance.doubles import OnAndOff
 from tests.conformance.guided import Guided
 from tests.drafters.reference import begun, paths, request
 
@@ -96,16 +97,22 @@ def test_static_trees_take_the_candidates_of_each_rank(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(method: str) -> None:
-    """U5 through the front door: after some cycles the tree equals that of a fresh drafter."""
+def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U5 through the front door: after some cycles, in most of which nothing was drafted, the tree
+    equals that of a fresh drafter."""
     target = world.target("llama")
     drafter = world.make_feature_drafter(target, method)
     text = [*world.prompt(0), *world.truth("llama", "greedy", 0)]
     plan = TreePlan("dynamic", depth=4, width=3, budget=12)
     guided = Guided(drafter, [text])
-    engine = world.make_engine(target, guided, plan, noise=_DeterministicScores())
+    engine = world.make_engine(
+        target, guided, plan, noise=_DeterministicScores(), policy=OnAndOff.of((plan, None, None))
+    )
     ongoing = engine.submit(list(world.prompt(0)), world.params("greedy", 0))
-    for _ in range(4):
+    monkeypatch.setattr("jakiro.drafters.feature.MAX_PENDING", 4)
+    for _ in range(9):
         engine.step()
         so_far = [*ongoing.prompt_ids, *ongoing.token_ids]
         fresh = FeatureDrafter(drafter.head, target)
@@ -113,10 +120,13 @@ def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(method: str)
         asked = request([so_far[-1]], [so_far[:-1]], plan)
         with torch.inference_mode():
             expected = fresh.draft(asked)
-            stable = list(drafter._cache.lengths)
+            stable = list(drafter._cache.lengths), drafter._tokens, drafter._features
             found = drafter.draft(asked)
         # That was a draft too many: take it back, so that the engine's own can be compared next.
-        drafter._cache.lengths = stable
+        drafter._cache.lengths, drafter._tokens, drafter._features = (
+            stable[0],
+            *map(list, stable[1:]),
+        )
         assert found.tokens.tolist() == expected.tokens.tolist()
         assert found.parents.tolist() == expected.parents.tolist()
         torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import jakiro
+from jakiro.hub.machine import cpu_name
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -44,7 +45,7 @@ class Environment:
 def environment() -> Environment:
     """The environment of this process."""
     return Environment(
-        cpu=_cpu(),
+        cpu=cpu_name(),
         num_cores=os.cpu_count() or 1,
         num_threads=torch.get_num_threads(),
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -64,15 +65,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or "unknown")
 
 
 def _commit() -> str | None:

@@ -76,6 +76,8 @@ class Drafter(ABC):
     token and frontier node: then rules that need a draft drawn from a law can be used."""
     holder: object | None = None
     """The batch whose rows it has; those of one only."""
+    num_parameters: int = 0
+    """Of its own networks."""
     module_ms: float = 0.0
     """Wall time spent inside the drafter's own network, for the engine's statistics."""
 

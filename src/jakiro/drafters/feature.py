@@ -34,6 +34,9 @@ from jakiro.tree.verdict import Verdict
 
 T = TypeVar("T")
 
+MAX_PENDING = 32
+"""While nothing is drafted, committed pairs are fed this many at a time."""
+
 
 class FeatureDrafter(Drafter):
     """Drives a ``DraftHead``: a catch-up forward over the newly committed pairs, then one forward
@@ -50,6 +53,7 @@ class FeatureDrafter(Drafter):
     def __init__(self, head: DraftHead, target: Target, contrast_levels: int | None = None) -> None:
         self.head = packed_view(fused_view(head.eval()))
         self.name = head.config.method
+        self.num_parameters = sum(weight.numel() for weight in head.parameters())
         has = head.config.contrast_levels
         self._contrasts = has if contrast_levels is None else contrast_levels
         if not 0 <= self._contrasts <= has:
@@ -85,6 +89,14 @@ class FeatureDrafter(Drafter):
         self._tokens.append(torch.empty(0, dtype=torch.int64, device=features.device))
 
     def draft(self, request: DraftRequest) -> TokenTree:
+        self._tokens = [
+            torch.cat([tokens, root])
+            for tokens, root in zip(self._tokens, request.roots[:, None], strict=True)
+        ]
+        if max(request.depth_caps) < 1:
+            if max(map(len, self._features)) >= MAX_PENDING:
+                self._catch_up(0)
+            return TokenTree.root_only(request.roots)
         depth, kind = min(request.plan.depth, max(request.depth_caps)), self.head.config.branches
         if request.is_sampled and kind == "union":
             # Candidates proposed in turn are no draw from one law; the experts' mixture is one.
@@ -92,7 +104,7 @@ class FeatureDrafter(Drafter):
         contrasts = max(0, min(self._contrasts, depth - 1))
         # Nodes deeper than this are never fed: contrasts of this level score their children.
         last_fed = depth - 1 - contrasts
-        out = self._catch_up(request.roots, contrasts if last_fed <= 0 else 0)
+        out = self._catch_up(contrasts if last_fed <= 0 else 0)
         nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
         stable = list(self._cache.lengths)
         lengths = torch.tensor(stable, device=request.roots.device)
@@ -133,35 +145,35 @@ class FeatureDrafter(Drafter):
         assert out.features is not None
         for row, path in enumerate(verdict.paths):
             nodes = verdict.path[row, : len(path)]
-            self._features[row] = out.features[row, nodes]
-            self._tokens[row] = tree.tokens[row, nodes[1:]]
+            self._features[row] = torch.cat([self._features[row], out.features[row, nodes]])
+            self._tokens[row] = torch.cat([self._tokens[row], tree.tokens[row, nodes[1:]]])
 
     def keep(self, rows: list[int]) -> None:
         self._cache.keep(rows)
         self._features = [self._features[row] for row in rows]
         self._tokens = [self._tokens[row] for row in rows]
 
-    def _catch_up(self, roots: Tensor, contrasts: int) -> HeadOutput:
-        """Feed the pairs committed since the last draft, the last of which ends in the root.
+    def _catch_up(self, contrasts: int) -> HeadOutput:
+        """Feed the pairs committed since they were last fed, the last of which ends in the root.
 
         Returns the output of every row's last pair, [B, 1, ...].
         """
         new = [len(features) for features in self._features]
-        tokens = pad_sequence(
-            [torch.cat([t, r]) for t, r in zip(self._tokens, roots[:, None], strict=True)],
-            batch_first=True,
-        )
+        tokens = pad_sequence(self._tokens, batch_first=True)
         features = pad_sequence(self._features, batch_first=True)
+        self._tokens = [row[:0] for row in self._tokens]
+        self._features = [row[:0] for row in self._features]
         rows, width = tokens.shape
-        lengths = torch.tensor(self._cache.lengths, device=roots.device)
-        where = lengths[:, None] + torch.arange(width, device=roots.device)
+        device = tokens.device
+        lengths = torch.tensor(self._cache.lengths, device=device)
+        where = lengths[:, None] + torch.arange(width, device=device)
         span = self._cache.aim(slice(0, rows), width)
         # Committed pairs lie at their positions, so plain causality is a comparison.
-        mask = torch.arange(span, device=roots.device) <= where[:, :, None]
+        mask = torch.arange(span, device=device) <= where[:, :, None]
         out = self._forward(tokens, features, where, mask[:, None], contrasts)
         for row, count in enumerate(new):
             self._cache.advance(row, count)
-        return out.at(torch.tensor(new, device=roots.device) - 1)
+        return out.at(torch.tensor(new, device=device) - 1)
 
     def _forward(
         self,

@@ -103,6 +103,7 @@ class Medusa(Drafter):
 
     def __init__(self, heads: MedusaHeads, target: Target) -> None:
         self.heads = packed_view(heads.eval())
+        self.num_parameters = sum(weight.numel() for weight in heads.parameters())
         self._target = target
         # Per row the feature [H] of the last committed token that was fed, the one before the root.
         self._features: list[Tensor] = []

@@ -211,6 +211,7 @@ class SuffixAutomaton(Drafter):
         if inner is not None:
             self.name = f"{self.name}+{inner.name}"
             self.needs = inner.needs
+            self.num_parameters = inner.num_parameters
             # What is likely to be accepted whole may be deep, at no more nodes than the other's.
             budget = inner.plan.budget
             self.plan = TreePlan("dynamic", budget, inner.plan.width, budget)
@@ -242,11 +243,7 @@ class SuffixAutomaton(Drafter):
             return tree
         # A taken row asks nothing of the inner drafter but to keep up with the text.
         caps = [0 if taken else cap for taken, cap in zip(takes, request.depth_caps, strict=True)]
-        plan = request.plan
-        if plan == self.plan:
-            plan = self._inner.plan
-        elif plan == TreePlan.chain(self.plan.depth):  # what is left of it on a chain-only target
-            plan = TreePlan.chain(self._inner.plan.depth)
+        plan = self._inner_plan(self._inner.plan, request.plan)
         other = self._inner.draft(replace(request, depth_caps=caps, plan=plan))
         self.module_ms = self._inner.module_ms
         return mix(takes, tree, other) if any(takes) else other
@@ -261,6 +258,15 @@ class SuffixAutomaton(Drafter):
         self._rows = [self._rows[row] for row in rows]
         if self._inner is not None:
             self._inner.keep(rows)
+
+    def _inner_plan(self, inner: TreePlan, plan: TreePlan) -> TreePlan:
+        """Of a part of this drafter's own deep plan the same part of the ``inner`` one's; on chains
+        the inner drafter keeps its depth, too. Any other ``plan`` is for both."""
+        own = self.plan
+        if plan.kind == "chain":
+            return TreePlan.chain(min(plan.depth, inner.depth))
+        is_part = plan == own.limited(plan.depth, plan.width, plan.budget)
+        return inner.limited(plan.depth, plan.width, plan.budget) if is_part else plan
 
     def _extend(self, row: _Row, tokens: list[int]) -> None:
         for token in tokens:

@@ -12,6 +12,7 @@ from torch import Tensor
 from jakiro.cache.kv_cache import KVRow
 from jakiro.drafters.base import Drafter, DraftNoise, DraftRequest
 from jakiro.engine.limits import Limits
+from jakiro.engine.policy import DraftLimits, Policy
 from jakiro.engine.prefix import NOTHING, Prefix, PrefixStore, num_common
 from jakiro.engine.request import Request, TokenLogprobs
 from jakiro.engine.stats import Stats
@@ -20,7 +21,6 @@ from jakiro.errors import ConfigError
 from jakiro.sampling.process import NodeView, Sampler
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
-from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
@@ -44,7 +44,7 @@ class Batch:
     def __init__(
         self,
         target: Target,
-        plan: TreePlan,
+        policy: Policy,
         noise: DraftNoise | None = None,
         *,
         is_sampled: bool = False,
@@ -55,7 +55,8 @@ class Batch:
         self.rows: list[Request] = []
         self.prefixes = PrefixStore()
         self._filling: _Filling | None = None
-        self._plan = plan
+        self.policy = policy
+        self._draft_limits: DraftLimits | None = None
         self._noise = noise or self.sampler
         self._draws = self.sampler.sampled_drafts() if is_sampled else None
         self._device = target.device
@@ -76,7 +77,7 @@ class Batch:
 
     def num_slots(self, request: Request) -> int:
         """Slots of the cache that ``request`` may come to need."""
-        return len(request.prompt_ids) + request.num_wanted + self._plan.budget
+        return len(request.prompt_ids) + request.num_wanted + self.policy.plan.budget
 
     def has_room(self, request: Request) -> bool:
         """Whether ``request`` may join those in flight. All rows of the cache are as long as the
@@ -159,6 +160,7 @@ class Batch:
         )
         features = torch.cat(filling.features) if filling.features else None
         drafter.resume(filling.draft, request.prompt_ids, features)
+        self.policy.begin()
         self.rows.append(request)
         self._filling = None
         tree = TokenTree.root_only(torch.tensor(request.prompt_ids[-1:], device=self._device))
@@ -182,13 +184,18 @@ class Batch:
         """What the drafter may know. A cycle emits one token more than it accepts, so the deepest
         useful node is one less than the tokens still wanted."""
         roots = torch.tensor([row.token_ids[-1] for row in self.rows], device=self._device)
+        lengths = self.cache.lengths[: len(self.rows)]
         caps = [row.num_left - 1 for row in self.rows]
+        self._draft_limits = limits = self.policy.limits(lengths, caps)
+        caps = [min(pair) for pair in zip(caps, limits.depths, strict=True)]
         noise, is_sampled = self._draws or self._noise, self._draws is not None
-        place = (self.cache.lengths[: len(self.rows)], caps, self._plan)
-        return DraftRequest(roots, *place, noise, is_sampled, self.cache)
+        return DraftRequest(roots, lengths, caps, limits.plan, noise, is_sampled, self.cache)
 
     def sealed(self, tree: TokenTree) -> TokenTree:
-        """The draft of ``request`` as the rule needs it: with its laws where it was drawn."""
+        """The draft of ``request`` as the rule needs it: with its laws where it was drawn. Nothing
+        is fed besides the roots while drafting is off."""
+        if self._draft_limits is not None and self._draft_limits.is_off:
+            tree = TokenTree.root_only(tree.tokens[:, 0])
         return tree if self._draws is None else self._draws.seal(tree)
 
     def emit(self, tree: TokenTree, nodes: NodeView, verdict: Verdict, out: TargetOutput) -> None:
@@ -244,6 +251,7 @@ class Batch:
         self.sampler.keep(stay)
         drafter.keep(stay)
         drafter.holder = self if stay or half else None
+        self.policy.keep(stay)
         self.rows = [self.rows[i] for i in stay]
 
     def _take(self, row: int, tokens: list[int], logits: Tensor, failed: list[bool]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from jakiro.drafters.base import Drafter, DraftNoise
 from jakiro.engine.batch import Batch, count_run
 from jakiro.engine.limits import Limits
+from jakiro.engine.policy import Fixed, Policy
 from jakiro.engine.request import Completion, Request
 from jakiro.engine.stats import Stats
 from jakiro.engine.step import step
@@ -59,6 +60,7 @@ class Engine:
         eos_ids: Sequence[int] = (),
         max_batch_size: int = 8,
         noise: DraftNoise | None = None,
+        policy: Callable[[TreePlan], Policy] = Fixed,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -77,7 +79,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.stats = Stats()
         self.eos_ids = frozenset(eos_ids)
-        self._batch = Batch(target, self.plan, noise, is_sampled=rule.is_sampled)
+        self.policy = policy(self.plan)
+        self._batch = Batch(target, self.policy, noise, is_sampled=rule.is_sampled)
         self.limits = Limits(max_batch_size)
         self._waiting: deque[Request] = deque()
 

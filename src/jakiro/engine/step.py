@@ -6,6 +6,7 @@ import time
 
 from jakiro.drafters.base import Drafter
 from jakiro.engine.batch import Batch
+from jakiro.engine.policy import Times
 from jakiro.engine.stats import Stats
 from jakiro.target.target import Target
 from jakiro.verify import RuleFunction
@@ -31,5 +32,6 @@ def step(batch: Batch, target: Target, drafter: Drafter, rule: RuleFunction, tot
         1e3 * (time.perf_counter() - began),
     )
     batch.trace(tree, verdict, (times[0], times[2]))
+    batch.policy.learn(tree, verdict, Times(times[0], times[3] - times[0]))
     for stats in (total, *(request.stats for request in batch.rows)):
         stats.count_times(*times)

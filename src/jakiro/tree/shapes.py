@@ -74,6 +74,25 @@ class TreePlan:
         width = max(max(path) for path in ordered) + 1
         return cls("static", max(map(len, ordered)), width, len(ordered), ordered)
 
+    def limited(self, depth: int, width: int, budget: int) -> TreePlan:
+        """The part of this plan within these limits, of the same kind; a drafted tree of it is
+        what is left of a tree of the whole plan. Limits beyond its own change nothing."""
+        if self.kind == "chain":
+            return TreePlan.chain(min(self.depth, depth, budget))
+        if self.kind == "static":
+            paths = [path for path in self.paths if len(path) <= depth and max(path) < width]
+            return TreePlan.static(tuple(paths[:budget]))
+        limits = (min(self.depth, depth), min(self.width, width), min(self.budget, budget))
+        return TreePlan("dynamic", *limits)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes without root that a full tree has: its budget, or fewer where depth and width do
+        not yield as many."""
+        if self.kind != "dynamic":
+            return self.budget
+        return min(self.budget, self.width + (self.depth - 1) * self.width**2)
+
     @classmethod
     def parse(cls, text: str) -> TreePlan:
         """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET``, ``static:`` and the name of a published

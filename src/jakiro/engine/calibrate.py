@@ -1,0 +1,214 @@
+"""Takes the costs of cycles: on the target, with the drafter, in whole cycles of an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.engine.acceptance import Grid
+from jakiro.engine.costs import Costs
+from jakiro.engine.engine import Engine
+from jakiro.engine.policy import DraftLimits, Fixed
+from jakiro.engine.request import Request
+from jakiro.sampling.params import SamplingParams
+from jakiro.target.output import TargetOutput
+from jakiro.target.target import Target
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.sketch import chain, stack
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+from jakiro.verify import find as find_rule
+
+SECONDS = 4.0
+"""What all of it may take where cycles are fast; every place is measured at least twice."""
+MIN_ROUNDS, MAX_ROUNDS = 2, 9
+SHORT, LONG = 64, 1024
+"""Committed tokens of a row in the table, and where the slope is taken."""
+NUM_NEW = 4096
+
+
+class _Chains(Drafter):
+    """Chains of a given size that nobody will accept."""
+
+    name = "chains"
+    size = 0
+
+    def __init__(self, like: Drafter) -> None:
+        self.needs = like.needs
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        """Nothing to remember."""
+
+    def draft(self, request: DraftRequest) -> TokenTree:
+        rows = [[root, *[0] * self.size] for root in request.roots.tolist()]
+        return stack([chain(row) for row in rows], request.roots.device)
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        """Nothing to learn."""
+
+    def keep(self, rows: list[int]) -> None:
+        """No rows to renumber."""
+
+
+class _Forced(Fixed):
+    """Whatever plan it is told."""
+
+    now: TreePlan
+
+    def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
+        return DraftLimits(self.now, caps)
+
+
+class _Bench:
+    """An engine whose cycles are timed with a given number of rows."""
+
+    def __init__(
+        self, target: Target, drafter: Drafter, plan: TreePlan, num_rows: int, context: int
+    ) -> None:
+        self.policy = _Forced(plan)
+        self.policy.now = plan
+        self.engine = Engine(
+            target,
+            drafter,
+            find_rule("match"),
+            plan=plan,
+            max_batch_size=num_rows,
+            policy=lambda _: self.policy,
+        )
+        generator = torch.Generator().manual_seed(0)
+        size = (num_rows, context)
+        self._prompts = torch.randint(target.vocab_size, size, generator=generator).tolist()
+        self._requests: list[Request] = []
+
+    def cycle(self) -> tuple[float, float]:
+        """One cycle with all rows; returns the milliseconds of drafting and of the rest."""
+        # Rows that met the end of the context are replaced before the clock starts.
+        self._requests = [r for r in self._requests if r.finish_reason is None]
+        asked = SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)
+        for prompt in self._prompts[len(self._requests) :]:
+            self._requests.append(self.engine.submit(prompt, asked))
+        self.engine.reset_stats()
+        self.engine.step()
+        stats = self.engine.stats
+        return stats.draft_ms, stats.cycle_ms - stats.draft_ms
+
+    def close(self) -> None:
+        """Let all rows leave, so that the drafter is free again."""
+        for request in self._requests:
+            request.cancel()
+        self.engine.step()
+
+
+def measure(
+    target: Target,
+    drafter: Drafter,
+    plan: TreePlan | None = None,
+    *,
+    max_batch_size: int = 1,
+    seconds: float = SECONDS,
+) -> Costs:
+    """The costs of cycles with ``drafter`` and parts of ``plan`` (None: the drafter's), medians.
+
+    The drafter must be in no other engine; it is left without rows.
+    """
+    plan = Engine(target, drafter, find_rule("match"), plan=plan).plan
+    context = max(1, min(SHORT, target.context_length // 4))
+    batches = sorted({1, min(2, max_batch_size), max_batch_size})
+    nodes = _spread(plan.num_nodes)
+    grid = Grid.of(plan)
+    depths = sorted({1, (1 + grid.num_depths) // 2, grid.num_depths})
+    share = seconds / (2 * len(batches) + 1)
+    verify, draft = [], []
+    for batch in batches:
+        verify.append(_verify(target, drafter, nodes, batch, context, share))
+        places = [plan.limited(d, w, plan.budget) for d in depths for w in grid.widths]
+        flat = _draft(target, drafter, plan, places, batch, context, share)
+        width = len(grid.widths)
+        draft.append(tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width)))
+    return Costs(
+        batches=tuple(batches),
+        nodes=tuple(nodes),
+        verify_ms=tuple(map(tuple, verify)),
+        context=context,
+        slope_ms=_slope(target, drafter, nodes[-1], context, share),
+        depths=tuple(depths),
+        widths=grid.widths,
+        draft_ms=tuple(draft),
+    )
+
+
+def _spread(num_nodes: int) -> list[int]:
+    """Sizes of trees, root included, up to the largest; dense where costs bend."""
+    sizes = {1, 2, 4, 8, 16, 32, 64, 128, num_nodes // 2 + 1, num_nodes + 1}
+    return sorted(size for size in sizes if size <= num_nodes + 1)
+
+
+def _verify(
+    target: Target, like: Drafter, nodes: Sequence[int], batch: int, context: int, seconds: float
+) -> list[float]:
+    """All of a cycle but drafting, per size of tree."""
+    drafter = _Chains(like)
+    bench = _Bench(target, drafter, TreePlan.chain(max(nodes)), batch, context)
+
+    def of(size: int) -> float:
+        drafter.size = size - 1
+        return bench.cycle()[1]
+
+    return _medians(of, nodes, seconds)
+
+
+def _draft(
+    target: Target,
+    drafter: Drafter,
+    plan: TreePlan,
+    parts: Sequence[TreePlan],
+    batch: int,
+    context: int,
+    seconds: float,
+) -> list[float]:
+    """Drafting, per part of the plan."""
+    bench = _Bench(target, drafter, plan, batch, context)
+
+    def of(part: int) -> float:
+        bench.policy.now = parts[part]
+        return bench.cycle()[0]
+
+    try:
+        return _medians(of, range(len(parts)), seconds)
+    finally:
+        bench.close()
+
+
+def _slope(
+    target: Target, like: Drafter, size: int, context: int, seconds: float
+) -> tuple[float, float]:
+    """What a committed token more costs one row, without a draft and with the largest."""
+    far = min(LONG, target.context_length // 2)
+    if far <= 2 * context:
+        return 0.0, 0.0
+    near_ms, far_ms = (
+        _verify(target, like, (1, max(2, size)), 1, length, seconds / 2)
+        for length in (context, far)
+    )
+    rise = [max(0.0, b - a) / (far - context) for a, b in zip(near_ms, far_ms, strict=True)]
+    return rise[0], rise[1]
+
+
+def _medians(of: Callable[[int], float], places: Sequence[int], seconds: float) -> list[float]:
+    """Every place once per round, so that a disturbance falls on all of them; the first round
+    warms up and does not count."""
+    found: list[list[float]] = [[] for _ in places]
+    began = time.perf_counter()
+    for number in range(MAX_ROUNDS + 1):
+        if number > MIN_ROUNDS and time.perf_counter() - began > seconds:
+            break
+        for times, place in zip(found, places, strict=True):
+            taken = of(place)
+            if number:
+                times.append(taken)
+    return [median(times) for times in found]
