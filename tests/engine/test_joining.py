@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from jakiro.engine.engine import Engine
 from jakiro.engine.limits import Limits
 from jakiro.engine.request import Completion, Request
+from jakiro.engine.scheduler import Scheduler
 from jakiro.errors import ConfigError, PromptError
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
@@ -141,6 +143,44 @@ def test_forty_requests_at_random_times_equal_forty_single_runs(
     assert max(fed) == CHUNK
     assert sum(fed) < sum(len(order.prompt) for order in crowd)
     assert (engine.num_rows, cache.lengths, engine._batch.filling) == (0, [], None)
+
+
+def test_forty_requests_from_threads_equal_forty_single_runs(crowd: list[Order]) -> None:
+    target = world.target("llama")
+    engine = world.make_engine(
+        target, world.make_drafter(CASES[0], target), world.TREES["dynamic"], tokenizer=tokenizer()
+    )
+    found: dict[int, Completion] = {}
+
+    def user(first: int) -> None:
+        for number in range(first, NUM_REQUESTS, 8):
+            order = crowd[number]
+            stream = scheduler.submit(
+                order.prompt,
+                order.params,
+                processors=order.processors,
+                choice_index=order.choice_index,
+            )
+            for count, chunk in enumerate(stream):
+                if count == order.stays:
+                    stream.cancel()
+                if chunk.completion is not None:
+                    found[number] = chunk.completion
+
+    with Scheduler(engine, prefill_chunk=CHUNK, kv_tokens=KV_TOKENS) as scheduler:
+        users = [threading.Thread(target=user, args=(first,)) for first in range(8)]
+        for thread in users:
+            thread.start()
+        for thread in users:
+            thread.join()
+    for number, order in enumerate(crowd):
+        if found[number].finish_reason == "cancelled":
+            size = len(found[number].token_ids)
+            assert found[number].token_ids == order.alone.token_ids[:size]
+        else:
+            assert found[number].token_ids == order.alone.token_ids
+            assert found[number].text == order.alone.text
+            assert found[number].finish_reason == order.alone.finish_reason
 
 
 def test_a_long_prompt_does_not_hold_up_the_others_nor_do_they_overtake_it() -> None:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
+import torch
+from torch import Tensor
+
 from jakiro.engine.engine import Engine, Prompt
 from jakiro.engine.request import Request
 from jakiro.engine.stream import Stream
@@ -24,9 +27,9 @@ _FIRST_GUESS_S = 1.0
 class Scheduler:
     """Owns an engine and the one thread that steps it; every method may be called from any thread.
 
-    Requests join and leave between cycles, in the order they came. ``max_waiting`` requests may
-    wait besides those being answered; further ones are refused with ``Busy``. The other settings
-    become those of the ``Limits`` of ``engine``.
+    Requests join and leave between cycles, in the order they came. ``max_waiting`` requests may be
+    open besides the ``max_batch_size`` that are answered together; further ones are refused with
+    ``Busy``. The other settings become those of the ``Limits`` of ``engine``.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Scheduler:
         self._deadlines: dict[Request, float] = {}
         self._token_s = 0.0
         self._ends_at: float | None = None
+        self._end = "the scheduler is shutting down"
         self._thread = threading.Thread(target=self._run, name="jakiro-scheduler", daemon=True)
         self._thread.start()
 
@@ -82,7 +86,7 @@ class Scheduler:
         self._check_room()
         with self._encoding:
             request = self.engine.prepare(
-                prompt, params or SamplingParams(), processors, choice_index
+                prompt, params or SamplingParams(), [*map(_Guard, processors)], choice_index
             )
         stream = Stream(request, self._wake)
         with self._changed:
@@ -106,7 +110,12 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that have not been started."""
-        return max(0, len(self._arrived) + len(self._live) - self.num_running)
+        return max(0, self.num_open - self.num_running)
+
+    @property
+    def num_open(self) -> int:
+        """Requests that are not over."""
+        return len(self._arrived) + len(self._live)
 
     def close(self, grace_s: float = 0.0) -> None:
         """Take no more requests; finish those there are, for ``grace_s`` seconds at most, then end
@@ -135,11 +144,8 @@ class Scheduler:
 
     def _check_room(self) -> None:
         if self._ends_at is not None:
-            raise Closed("the scheduler takes no more requests; it is shutting down")
-        if (
-            self.num_waiting >= self._max_waiting
-            and self.num_running >= self.engine.limits.max_batch_size
-        ):
+            raise Closed(f"no more requests are taken: {self._end}")
+        if self.num_open >= self._max_waiting + self.engine.limits.max_batch_size:
             raise Busy(self.num_waiting, self._retry_after_s())
 
     def _retry_after_s(self) -> float:
@@ -150,12 +156,11 @@ class Scheduler:
     # -- in the scheduler's thread ------------------------------------------------------------
 
     def _run(self) -> None:
-        error = "the scheduler is closed"
         try:
             while self._wait():
                 self._turn()
         except BaseException as fatal:
-            error = f"the scheduler's thread died: {type(fatal).__name__}: {fatal}"
+            self._end = f"the scheduler's thread died of {type(fatal).__name__}: {fatal}"
             raise
         finally:
             with self._changed:
@@ -164,8 +169,9 @@ class Scheduler:
                 self._arrived = []
             for stream in self._live:
                 if stream.request.finish_reason is None:
-                    stream.request.finish("error", error)
+                    stream.request.finish("error", self._end)
                 stream.deliver()
+            self._live = []
 
     def _wait(self) -> bool:
         """Sleep until there is work; False: there will be none."""
@@ -187,6 +193,7 @@ class Scheduler:
                 stream.request.finish("deadline")
         self._step()
         for stream in self._live:
+            _explain(stream.request)
             stream.deliver()
         over = [stream for stream in self._live if stream.request.finish_reason is not None]
         for stream in over:
@@ -213,3 +220,27 @@ class Scheduler:
 
     def _num_emitted(self) -> int:
         return sum(len(stream.request.token_ids) for stream in self._live)
+
+
+class _Guard:
+    """A processor whose exceptions concern its own request only: logits become NaN, which fails
+    the request if it gets to that text."""
+
+    def __init__(self, processor: LogitsProcessor) -> None:
+        self._processor = processor
+        self.error: Exception | None = None
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        try:
+            return self._processor(ids, logits)
+        except Exception as error:
+            self.error = error
+            return torch.full_like(logits, torch.nan)
+
+
+def _explain(request: Request) -> None:
+    """Name the exception behind the NaN that ended ``request``, if there is one."""
+    if request.finish_reason == "error":
+        for guard in request.processors:
+            if isinstance(guard, _Guard) and guard.error is not None:
+                request.error = f"a processor raised {type(guard.error).__name__}: {guard.error}"
