@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "jakiro.cli.export:export",
     "bench": "jakiro.cli.bench:bench",
     "reproduce": "jakiro.cli.reproduce:reproduce",
+    "recommend": "jakiro.cli.recommend:recommend",
     "check": "jakiro.cli.check:check",
     "list": "jakiro.cli.list:list_names",
 }
