@@ -2,6 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_ENV ?= build/vllm
+RAY_ENV ?= build/ray
 
 .PHONY: help setup demo test oldest check planted bench docs test-vllm bench-vllm test-ray clean
 
@@ -47,6 +48,14 @@ test-vllm: ## heads in vLLM: equal texts and counts (own environment, 3 GB, CPU)
 bench-vllm: ## vLLM on the CPU and this package, in alternation (own environment)
 	scripts/engines/vllm_env.sh $(VLLM_ENV)
 	$(VLLM_ENV)/bin/python scripts/engines/vllm_bench.py --out docs/benchmarks/vllm.json
+
+test-ray: $(RAY_ENV)/.installed ## two replicas by Ray Serve, one killed under load (own environment)
+	$(RAY_ENV)/bin/python scripts/engines/ray_check.py --out docs/benchmarks/ray.json
+
+$(RAY_ENV)/.installed:
+	$(PYTHON) -m venv $(RAY_ENV)
+	$(RAY_ENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	@touch $@
 
 clean: ## remove the environment and every cache
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
