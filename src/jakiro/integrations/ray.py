@@ -39,7 +39,8 @@ class Options(BaseModel):
     max_batch_size: int = Field(8, ge=1)
     """Answers a replica makes at once."""
     max_waiting: int = Field(64, ge=0)
-    """Answers that may wait in a replica, and as many again in each proxy; more are refused."""
+    """Answers that may wait in a replica, and as many again in Ray's proxy; more are refused. With
+    0 none waits in a replica, and in the proxy as many as come."""
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     target_ongoing: float | None = Field(None, gt=0)
