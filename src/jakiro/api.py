@@ -17,8 +17,9 @@ from jakiro.drafters.base import Drafter
 from jakiro.engine.budget import Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import Costs
-from jakiro.engine.engine import Engine, PromptTokenizer
+from jakiro.engine.engine import Engine
 from jakiro.engine.policy import Fixed, Policy
+from jakiro.engine.prompt import PromptTokenizer
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
 from jakiro.hub.costs import keep_costs, read_costs

@@ -14,7 +14,8 @@ from rich.table import Table
 from jakiro.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jakiro.engine.engine import Engine, Prompt
+    from jakiro.engine.engine import Engine
+    from jakiro.engine.prompt import Prompt
     from jakiro.engine.request import Completion
     from jakiro.engine.stats import Stats
 

@@ -15,7 +15,6 @@ from jakiro.engine.limits import Limits
 from jakiro.engine.policy import DraftLimits, Policy
 from jakiro.engine.prefix import NOTHING, Prefix, PrefixStore, num_common
 from jakiro.engine.request import Request, TokenLogprobs
-from jakiro.engine.stats import Stats
 from jakiro.engine.trace import Cycle
 from jakiro.errors import ConfigError
 from jakiro.sampling.process import NodeView, Sampler
@@ -294,18 +293,3 @@ def _logprobs(logits: Tensor, tokens: list[int], num_top: int) -> list[TokenLogp
         )
         for i, token in enumerate(tokens)
     ]
-
-
-def count_run(total: Stats, done: Request) -> None:
-    """Add a finished request's counts to the engine's total (its times are added per cycle)."""
-    total.num_prefills += done.stats.num_prefills
-    total.num_reused += done.stats.num_reused
-    total.num_forwards += done.stats.num_forwards
-    total.num_emitted += done.stats.num_emitted
-    total.num_drafted += done.stats.num_drafted
-    missing = len(done.stats.offered_by_depth) - len(total.offered_by_depth)
-    total.offered_by_depth += [0] * missing
-    total.accepted_by_depth += [0] * missing
-    for depth, offered in enumerate(done.stats.offered_by_depth):
-        total.offered_by_depth[depth] += offered
-        total.accepted_by_depth[depth] += done.stats.accepted_by_depth[depth]

@@ -6,14 +6,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from jakiro.drafters.base import Drafter, DraftNoise
-from jakiro.engine.batch import Batch, count_run
+from jakiro.engine.batch import Batch
 from jakiro.engine.limits import Limits
 from jakiro.engine.policy import Fixed, Policy
+from jakiro.engine.prompt import Prompt, PromptTokenizer, encode
 from jakiro.engine.request import Completion, Request
 from jakiro.engine.stats import Stats
 from jakiro.engine.step import step
@@ -25,20 +26,6 @@ from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.typing import LogitsProcessor
 from jakiro.verify import Rule
-
-Message = dict[str, str]
-Prompt = str | list[int] | list[Message]
-"""Text, token ids, or a conversation for the tokenizer's chat template."""
-
-
-class PromptTokenizer(Protocol):
-    """What the engine asks of a tokenizer: the two methods of ``transformers`` tokenizers."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str: ...
-
-    def __call__(self, text: str, *, add_special_tokens: bool = ...) -> Any: ...
-
-    def apply_chat_template(self, conversation: list[Message], **kwargs: Any) -> Any: ...
 
 
 class Engine:
@@ -245,36 +232,7 @@ class Engine:
         Raises:
             PromptError: the prompt is empty or of another kind, or there is no tokenizer for it.
         """
-        if not isinstance(prompt, (str, list)):
-            raise PromptError(
-                "a prompt is a text, a list of token ids or a list of messages, got "
-                f"{type(prompt).__name__}; of a tensor, take .tolist()"
-            )
-        if not prompt:
-            raise PromptError("the prompt is empty; give at least one token")
-        if not isinstance(prompt, str) and isinstance(prompt[0], int):
-            return list(prompt)
-        if self.tokenizer is None:
-            raise PromptError(
-                "text prompts need a tokenizer; give token ids or load with tokenizer="
-            )
-        if isinstance(prompt, str):
-            return self._tokens(self.tokenizer, prompt)
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=False, **template
-            )
-        except Exception as error:  # templates raise whatever they like
-            raise PromptError(f"the chat template refuses the conversation: {error}") from error
-        return self._tokens(self.tokenizer, rendered, add_special_tokens=False)
-
-    @staticmethod
-    def _tokens(tokenizer: PromptTokenizer, text: str, **settings: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(f"the prompt is no Unicode text: {error}") from error
-        return list(tokenizer(text, **settings)["input_ids"])
+        return encode(self.tokenizer, prompt, template)
 
     def _admit(self) -> None:
         """Feed prompts: the one begun before, then those of waiting requests in their order. Who
@@ -305,7 +263,7 @@ class Engine:
 
     def _count(self, done: list[Request]) -> None:
         for request in done:
-            count_run(self.stats, request)
+            self.stats.count_request(request.stats)
 
     def _params_for(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None

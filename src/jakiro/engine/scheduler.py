@@ -11,7 +11,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from jakiro.engine.engine import Engine, Prompt
+from jakiro.engine.engine import Engine
+from jakiro.engine.prompt import Prompt
 from jakiro.engine.request import Request
 from jakiro.engine.stream import Stream
 from jakiro.errors import Busy, Closed, ConfigError
@@ -37,7 +38,7 @@ class Scheduler:
         engine: Engine,
         *,
         max_waiting: int = 64,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = 256,
         kv_tokens: int | None = None,
         prefix_bytes: int = 256 << 20,
     ) -> None:

@@ -68,3 +68,17 @@ class Stats:
         self.module_ms += module_ms
         self.verify_ms += verify_ms
         self.cycle_ms += ms
+
+    def count_request(self, done: Stats) -> None:
+        """Add the counts of a request that has left (its times were added cycle by cycle)."""
+        self.num_prefills += done.num_prefills
+        self.num_reused += done.num_reused
+        self.num_forwards += done.num_forwards
+        self.num_emitted += done.num_emitted
+        self.num_drafted += done.num_drafted
+        missing = len(done.offered_by_depth) - len(self.offered_by_depth)
+        self.offered_by_depth += [0] * missing
+        self.accepted_by_depth += [0] * missing
+        for depth, offered in enumerate(done.offered_by_depth):
+            self.offered_by_depth[depth] += offered
+            self.accepted_by_depth[depth] += done.accepted_by_depth[depth]
