@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from jakiro.engine.policy import Fixed
 from jakiro.engine.stats import Stats
 from jakiro.sampling.params import SamplingParams
 from jakiro.tree.shapes import TreePlan
@@ -43,7 +44,7 @@ def test_counts_of_a_run_whose_drafts_are_known() -> None:
     drafter = Scripted([[*PROMPT, *text]], lambda right: [*right[:1], *(0 for _ in right[1:])])
     found = engine(text)
     found.drafter, found.plan = drafter, TreePlan.chain(3)
-    found._batch._plan = found.plan
+    found._batch.policy = Fixed(found.plan)
     (done,) = found.generate([PROMPT], SamplingParams(max_new_tokens=11), processors=[Says(text)])
     stats = done.stats
     assert done.token_ids == text
