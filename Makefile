@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 VLLM_ENV ?= build/vllm
 RAY_ENV ?= build/ray
 
-.PHONY: help setup demo test oldest check planted bench docs test-vllm bench-vllm test-ray clean
+.PHONY: help setup demo test oldest check planted compiled bench docs test-vllm bench-vllm test-ray clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ check: setup ## lint, format, types, import rules
 
 planted: setup ## every planted bug must be caught by its named oracle
 	$(BIN)/python -m tests.planted
+
+compiled: setup ## compiled forwards through the compiler of torch (minutes)
+	JAKIRO_COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/engine/test_compile.py
 
 bench: setup ## measure the bundled pair on the shipped prompts
 	$(BIN)/jakiro bench --out runs/bench

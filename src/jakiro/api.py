@@ -58,6 +58,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     device_map: str | dict[str, Any] | None = None,
     max_batch_size: int = 8,
     noise_aware: bool = True,
+    compile: bool = False,
 ) -> Engine:
     """An engine for ``target`` and ``drafter``.
 
@@ -83,6 +84,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         max_batch_size: requests decoded together; more wait.
         noise_aware: let drafts at T > 0 lean to where the sampling noise points (the text is the
             same either way).
+        compile: run target and drafter through ``torch.compile``, trees padded to few sizes. Each
+            size takes seconds to minutes when it first comes (``stats.compile_ms``).
 
     Raises:
         UnknownName: there is no drafter or rule of that name.
@@ -118,6 +121,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         made = chosen(wrapped)
     else:
         made = _draft_model(cast(PreTrainedModel, chosen), wrapped, (None, tokenizer))
+    if compile:
+        wrapped.compile("inductor")
+        made.compile("inductor")
     policy = _controller(wrapped, made, plan, max_batch_size) if is_auto else Fixed
     return Engine(
         wrapped,

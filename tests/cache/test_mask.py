@@ -34,7 +34,7 @@ def test_tree_mask_is_its_definition(
 ) -> None:
     lengths = lengths[: tree.num_rows]
     span = max(lengths) + tree.num_nodes + room
-    mask = tree_mask(tree, torch.tensor(lengths), span, window)
+    mask = tree_mask(tree, lengths, span, window)
     assert mask.shape == (tree.num_rows, tree.num_nodes, span)
     for row, length in enumerate(lengths):
         for node in range(tree.num_nodes):
@@ -46,8 +46,8 @@ def test_tree_mask_is_its_definition(
 def test_positions(tree: TokenTree, lengths: list[int]) -> None:
     lengths = lengths[: tree.num_rows]
     span = max(lengths) + tree.num_nodes
-    where = positions(tree, torch.tensor(lengths))
-    by_slot = slot_positions(tree, torch.tensor(lengths), span)
+    where = positions(tree, lengths)
+    by_slot = slot_positions(tree, lengths, span)
     for row, length in enumerate(lengths):
         assert by_slot[row, :length].tolist() == list(range(length))
         for node in range(tree.num_nodes):
@@ -58,7 +58,7 @@ def test_positions(tree: TokenTree, lengths: list[int]) -> None:
 def test_siblings_are_invisible() -> None:
     parents = torch.tensor([[-1, 0, 0, 1, 2]])
     tree = TokenTree(torch.arange(5)[None], parents, torch.ones(1, 5, dtype=torch.bool))
-    mask = tree_mask(tree, torch.tensor([2]), 7)[0].int().tolist()
+    mask = tree_mask(tree, [2], 7)[0].int().tolist()
     assert mask == [
         [1, 1, 1, 0, 0, 0, 0],
         [1, 1, 1, 1, 0, 0, 0],
@@ -72,13 +72,13 @@ def test_a_window_counts_positions_not_slots() -> None:
     """Node 3 lies three slots behind the root, but is its child: a window of 2 shows both."""
     parents = torch.tensor([[-1, 0, 0, 0]])
     tree = TokenTree(torch.arange(4)[None], parents, torch.ones(1, 4, dtype=torch.bool))
-    mask = tree_mask(tree, torch.tensor([5]), 9, Window(2))
+    mask = tree_mask(tree, [5], 9, Window(2))
     assert mask[0, 3].nonzero().flatten().tolist() == [5, 8]
 
 
 def test_attendable_takes_fewer_queries_than_entries() -> None:
     reach = torch.tensor([[[True, False, True]], [[False, True, True]]])
-    mask = attendable(reach, torch.tensor([1, 3]), 6).int().tolist()
+    mask = attendable(reach, [1, 3], 6).int().tolist()
     assert mask == [[[1, 1, 0, 1, 0, 0]], [[1, 1, 1, 0, 1, 1]]]
 
 

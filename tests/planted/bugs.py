@@ -110,7 +110,9 @@ def penalty_without_the_path(patch: pytest.MonkeyPatch) -> None:
 
 
 def sibling_visible(patch: pytest.MonkeyPatch) -> None:
-    def mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None = None) -> Tensor:
+    def mask(
+        tree: TokenTree, lengths: list[int], span: int, window: Window | None = None
+    ) -> Tensor:
         siblings = tree.parents[:, :, None] == tree.parents[:, None]
         return attendable(tree.ancestors | siblings, lengths, span)
 
@@ -118,18 +120,20 @@ def sibling_visible(patch: pytest.MonkeyPatch) -> None:
 
 
 def slot_used_as_position(patch: pytest.MonkeyPatch) -> None:
-    def slots(tree: TokenTree, lengths: Tensor) -> Tensor:
-        return lengths[:, None] + torch.arange(tree.num_nodes)
+    def slots(tree: TokenTree, lengths: list[int]) -> Tensor:
+        return torch.tensor(lengths)[:, None] + torch.arange(tree.num_nodes)
 
     patch.setattr(target, "positions", slots)
 
 
 def window_by_slot(patch: pytest.MonkeyPatch) -> None:
-    def mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None = None) -> Tensor:
+    def mask(
+        tree: TokenTree, lengths: list[int], span: int, window: Window | None = None
+    ) -> Tensor:
         seen = attendable(tree.ancestors, lengths, span)
         if window is None:
             return seen
-        query = lengths[:, None, None] + torch.arange(tree.num_nodes)[None, :, None]
+        query = torch.tensor(lengths)[:, None, None] + torch.arange(tree.num_nodes)[:, None]
         return seen & (query - torch.arange(span) < window.size)
 
     patch.setattr(target, "tree_mask", mask)

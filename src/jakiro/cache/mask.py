@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jakiro.tree.token_tree import TokenTree
@@ -19,25 +21,36 @@ class Window:
     chunked: bool = False
 
 
-def positions(tree: TokenTree, lengths: Tensor) -> Tensor:
-    """Absolute positions [B, N] of the nodes: ``lengths`` [B] plus depth."""
-    return lengths[:, None] + tree.depth
+def positions(tree: TokenTree, lengths: Sequence[int]) -> Tensor:
+    """Absolute positions [B, N] of the nodes: their row's of ``lengths`` plus their depth."""
+    return torch.tensor(lengths, device=tree.depth.device)[:, None] + tree.depth
 
 
-def attendable(reach: Tensor, lengths: Tensor, span: int) -> Tensor:
-    """Who may attend to what: bool [B, Q, S] with S = ``span``.
+def attendable(reach: Tensor, lengths: Sequence[int], span: int) -> Tensor:
+    """Who may attend to what: [B, Q, S] with S = ``span``, boolean or additive like ``reach``.
 
     Query q of row b sees the committed slots ``0 .. lengths[b]-1`` and, of the rows written
-    behind them, those with ``reach[b, q, j]`` (slot ``lengths[b]+j``). ``reach`` is [B, Q, F].
+    behind them, those that ``reach`` [B, Q, F] shows (slot ``lengths[b]+j``), nothing else.
     """
     rows, queries, written = reach.shape
-    committed = torch.arange(span, device=lengths.device) < lengths[:, None]
-    slots = lengths[:, None] + torch.arange(written, device=lengths.device)
-    mask = committed[:, None].repeat(1, queries, 1)
+    is_bool = reach.dtype == torch.bool
+    shown, hidden = (1.0, 0.0) if is_bool else (0.0, torch.finfo(reach.dtype).min)
+    first = min(lengths)
+    if max(lengths) == first:
+        room = span - first - written
+        mask = F.pad(reach, (first, 0), value=shown)
+        return F.pad(mask, (0, room), value=hidden) if room else mask
+    starts = torch.tensor(lengths, device=reach.device)[:, None]
+    mask = reach.new_full((rows, span), hidden)
+    mask.masked_fill_(torch.arange(span, device=reach.device) < starts, shown)
+    slots = starts + torch.arange(written, device=reach.device)
+    mask = mask[:, None].repeat(1, queries, 1)
     return mask.scatter_(2, slots[:, None].expand(rows, queries, written), reach)
 
 
-def tree_mask(tree: TokenTree, lengths: Tensor, span: int, window: Window | None = None) -> Tensor:
+def tree_mask(
+    tree: TokenTree, lengths: Sequence[int], span: int, window: Window | None = None
+) -> Tensor:
     """``attendable`` for the nodes of a tree: bool [B, N, S]. Node j lies in slot ``lengths[b]+j``.
 
     A window is applied by *position*: the slot of a tree node does not say how far away it is.
@@ -59,15 +72,15 @@ def in_window(query: Tensor, key: Tensor, window: Window | None) -> Tensor:
     return query - key < window.size
 
 
-def slot_positions(tree: TokenTree, lengths: Tensor, span: int) -> Tensor:
+def slot_positions(tree: TokenTree, lengths: Sequence[int], span: int) -> Tensor:
     """The absolute position [B, S] of what lies in each slot; meaningless past a row's nodes."""
-    slots = torch.arange(span, device=lengths.device).expand(tree.num_rows, span)
-    nodes = lengths[:, None] + torch.arange(tree.num_nodes, device=lengths.device)
-    return slots.scatter(1, nodes, positions(tree, lengths))
+    where = positions(tree, lengths)
+    slots = torch.arange(span, device=where.device).expand(tree.num_rows, span)
+    starts = torch.tensor(lengths, device=where.device)[:, None]
+    return slots.scatter(1, starts + torch.arange(tree.num_nodes, device=where.device), where)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """The boolean mask [B, N, S] as [B, 1, N, S] in ``dtype``: 0 where allowed, else the most
     negative finite number. Additive, because eager attention adds whatever it is given."""
-    hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
-    return torch.where(mask, hidden.new_zeros(()), hidden)[:, None]
+    return mask.to(dtype).sub_(1).mul_(torch.finfo(dtype).max)[:, None]

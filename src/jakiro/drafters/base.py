@@ -81,6 +81,9 @@ class Drafter(ABC):
     module_ms: float = 0.0
     """Wall time spent inside the drafter's own network, for the engine's statistics."""
 
+    def compile(self, backend: str) -> None:  # noqa: B027  most have no network to compile
+        """Run its own network, if it has one, through this backend of ``torch.compile``."""
+
     @abstractmethod
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         """Append one row: its prompt ``ids`` (length T) and their features [T, F]. The root, drawn

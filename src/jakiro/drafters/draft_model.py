@@ -40,6 +40,9 @@ class DraftModel(LevelDrafter):
         # What lies behind the committed part of the cache: the root and all expanded nodes.
         self._fed: TokenTree | None = None
 
+    def compile(self, backend: str) -> None:
+        self.model.compile(backend)
+
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         self.resume(KVRow(0), ids, features)
 

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from jakiro.cache.excerpt import Excerpt
 from jakiro.cache.kv_cache import KVCache, KVRow
-from jakiro.cache.mask import attendable
+from jakiro.cache.mask import additive, attendable
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.drafters.branches import Branches, Sum, branches, gathered
 from jakiro.drafters.experts import HeadOutput, fused_view
 from jakiro.drafters.nn import DraftHead
 from jakiro.drafters.vocabulary import DraftVocabulary
 from jakiro.errors import ConfigError
+from jakiro.target.compiled import Compiled, bucket
 from jakiro.target.features import LAST_FEATURE
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
@@ -42,7 +46,9 @@ class FeatureDrafter(Drafter):
     """Drives a ``DraftHead``: a catch-up forward over the newly committed pairs, then one forward
     per further level; each contrastive branch that is used spares the last levels one.
 
-    ``contrast_levels``: how many are used (None: all that the head has).
+    ``contrast_levels``: how many are used (None: all that the head has). ``window``: a forward
+    looks back on that many committed pairs only, and on the first ``sinks`` of the text (None: on
+    all of them); a draft then costs the same behind a text of any length.
     """
 
     needs = LAST_FEATURE
@@ -50,8 +56,18 @@ class FeatureDrafter(Drafter):
     plan = TreePlan("dynamic", depth=6, width=10, budget=59)
     """The published setting, for targets of billions of parameters on a GPU."""
 
-    def __init__(self, head: DraftHead, target: Target, contrast_levels: int | None = None) -> None:
-        self.head = packed_view(fused_view(head.eval()))
+    def __init__(
+        self,
+        head: DraftHead,
+        target: Target,
+        contrast_levels: int | None = None,
+        *,
+        window: int | None = None,
+        sinks: int = 4,
+    ) -> None:
+        self._fused = fused_view(head.eval())
+        self.head = packed_view(self._fused)
+        self._compiled: Compiled | None = None
         self.name = head.config.method
         self.num_parameters = sum(weight.numel() for weight in head.parameters())
         has = head.config.contrast_levels
@@ -61,6 +77,11 @@ class FeatureDrafter(Drafter):
                 f"contrast_levels must lie between 0 and {has} with this head, got "
                 f"{contrast_levels}"
             )
+        if sinks < 0 or (window is not None and window < 1):
+            raise ConfigError(
+                f"window must be at least 1 or None and sinks at least 0, got {window} and {sinks}"
+            )
+        self._window, self._sinks = window, sinks
         self._target = target
         self.vocabulary = DraftVocabulary(target, dict(head.named_buffers()).get("draft_ids"))
         self._cache = KVCache(1)
@@ -83,10 +104,14 @@ class FeatureDrafter(Drafter):
             where = torch.arange(start, end, device=features.device)[None]
             pairs = torch.arange(end, device=features.device)
             mask = (pairs <= where[:, :, None])[:, None] if start else None
-            self._forward(tokens, features[None, : end - start], where, mask)
+            pair = tokens, features[None, : end - start]
+            self._forward(self.head, pair, where, mask, self._cache)
             self._cache.advance(row, end - start)
         self._features.append(features[end - start :])
         self._tokens.append(torch.empty(0, dtype=torch.int64, device=features.device))
+
+    def compile(self, backend: str) -> None:
+        self._compiled = Compiled(self._fused, backend, "cache")
 
     def draft(self, request: DraftRequest) -> TokenTree:
         self._tokens = [
@@ -107,8 +132,9 @@ class FeatureDrafter(Drafter):
         out = self._catch_up(contrasts if last_fed <= 0 else 0)
         nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
         stable = list(self._cache.lengths)
-        lengths = torch.tensor(stable, device=request.roots.device)
-        reach = torch.zeros(len(stable), 1, 0, dtype=torch.bool, device=lengths.device)
+        starts = torch.tensor(stable, device=request.roots.device)[:, None]
+        # What the nodes fed last may see of those fed before, themselves included; additive.
+        reach = out.next.new_zeros(len(stable), 1, 0)
         # Of each frontier node below the last fed level, its ancestor there.
         above: Tensor | None = None
 
@@ -119,17 +145,14 @@ class FeatureDrafter(Drafter):
                 above = rows if above is None else above.gather(1, rows)
                 guess = gathered(out.ahead[frontier.depth - last_fed - 1], above)
                 return scores(self._timed(lambda: Sum(guess, self.vocabulary)), frontier.depth + 1)
-            width = rows.shape[1]
-            seen = reach.gather(1, rows[:, :, None].expand(-1, -1, reach.shape[2]))
-            own = torch.eye(width, dtype=torch.bool, device=rows.device)
+            own = _visible(torch.eye, rows.shape[1], reach.dtype, reach.device)
+            seen = reach.take_along_dim(rows[:, :, None], 1)
             reach = torch.cat([seen, own.expand(len(stable), -1, -1)], 2)
-            where = (lengths + (frontier.depth - 1))[:, None].expand(-1, width)
-            parents, tokens = nodes.carried(frontier.tokens, rows), frontier.tokens
-            span = self._cache.aim(slice(0, len(stable)), width)
-            mask = attendable(reach, lengths, span)[:, None]
+            parents = nodes.carried(frontier.tokens, rows)
+            where = (starts + (frontier.depth - 1)).expand_as(rows)
             wanted = contrasts if frontier.depth == last_fed else 0
-            out = self._forward(self.vocabulary.tokens(tokens), parents, where, mask, wanted)
-            self._cache.lengths = [length + width for length in self._cache.lengths]
+            fed = self.vocabulary.tokens(frontier.tokens)
+            out = self._feed(fed, parents, where, reach, wanted)
             nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
             return scores(nodes, frontier.depth + 1)
 
@@ -138,7 +161,6 @@ class FeatureDrafter(Drafter):
 
         first = scores(nodes, 1)[:, 0]
         tree = grow(request.plan, request.roots, first, expand, request.depth_caps)
-        self._cache.lengths = stable
         return self.vocabulary.named(tree)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
@@ -163,31 +185,57 @@ class FeatureDrafter(Drafter):
         features = pad_sequence(self._features, batch_first=True)
         self._tokens = [row[:0] for row in self._tokens]
         self._features = [row[:0] for row in self._features]
+        if self._compiled is not None:  # padding is behind every pair, and graphs are few
+            room = bucket(tokens.shape[1]) - tokens.shape[1]
+            tokens, features = F.pad(tokens, (0, room)), F.pad(features, (0, 0, 0, room))
         rows, width = tokens.shape
         device = tokens.device
-        lengths = torch.tensor(self._cache.lengths, device=device)
-        where = lengths[:, None] + torch.arange(width, device=device)
-        span = self._cache.aim(slice(0, rows), width)
-        # Committed pairs lie at their positions, so plain causality is a comparison.
-        mask = torch.arange(span, device=device) <= where[:, :, None]
-        out = self._forward(tokens, features, where, mask[:, None], contrasts)
+        starts = torch.tensor(self._cache.lengths, device=device)[:, None]
+        where = starts + torch.arange(width, device=device)
+        reach = _visible(_triangle, width, features.dtype, device).expand(rows, -1, -1)
+        out = self._feed(tokens, features, where, reach, contrasts)
         for row, count in enumerate(new):
             self._cache.advance(row, count)
         return out.at(torch.tensor(new, device=device) - 1)
 
+    def _feed(
+        self, tokens: Tensor, features: Tensor, where: Tensor, reach: Tensor, contrasts: int
+    ) -> HeadOutput:
+        """Feed pairs behind the committed ones and those fed since. ``reach`` [B, N, F], additive:
+        what each may see of all that is not committed, its own N last."""
+        new = tokens.shape[1]
+        lengths, fed = self._cache.lengths, reach.shape[2]
+        span = self._cache.aim(slice(0, len(tokens)), new, fed - new)
+        seen: KVCache | Excerpt = self._cache
+        if self._window is not None and min(lengths) > self._window + self._sinks:
+            ends = [length + fed for length in lengths]
+            seen = Excerpt(self._cache, ends, self._sinks, self._window + fed)
+            lengths = [self._sinks + self._window] * len(lengths)
+            span = lengths[0] + fed
+        mask = attendable(reach, lengths, span)[:, None]
+        run = self.head if self._compiled is None else self._compiled
+        return self._forward(run, (tokens, features), where, mask, seen, contrasts)
+
     def _forward(
         self,
-        tokens: Tensor,
-        features: Tensor,
+        run: Callable[..., HeadOutput],
+        pairs: tuple[Tensor, Tensor],
         where: Tensor,
         mask: Tensor | None,
+        cache: KVCache | Excerpt,
         contrasts: int = 0,
     ) -> HeadOutput:
         """One call of the head, counted."""
         self.num_forwards += 1
+        tokens, features = pairs
         return self._timed(
-            lambda: self.head(
-                self._target.embed(tokens), features, where, mask, self._cache, contrasts
+            lambda: run(
+                embeddings=self._target.embed(tokens),
+                features=features,
+                positions=where,
+                mask=mask,
+                cache=cache,
+                contrasts=contrasts,
             )
         )
 
@@ -196,3 +244,16 @@ class FeatureDrafter(Drafter):
         done = work()
         self.module_ms += 1e3 * (time.perf_counter() - began)
         return done
+
+
+@lru_cache
+def _visible(
+    shape: Callable[..., Tensor], width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What ``width`` entries may see of each other, additive [1, W, W]: themselves (``eye``), or
+    all before as well."""
+    return additive(shape(width, device=device).bool()[None], dtype)[0]
+
+
+def _triangle(width: int, device: torch.device) -> Tensor:
+    return torch.ones(width, width, device=device).tril()

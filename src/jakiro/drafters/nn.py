@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jakiro.cache.deferred import Deferred, attend
 from jakiro.drafters.base import Head
 from jakiro.drafters.experts import EXPERTS, HeadOutput, Mixing, Mixture
 from jakiro.errors import ConfigError
@@ -138,6 +139,10 @@ class _Attention(nn.Module):
         values = self.v_proj(states).view(split).transpose(1, 2)
         rotated = self.rotate(torch.cat([queries, keys], 2).transpose(1, 2), positions)
         queries, keys = rotated.split([queries.shape[2], keys.shape[2]], 1)
+        if isinstance(cache, Deferred) and mask is not None:
+            mixed = attend(queries, keys, values, mask, 0, self.head_dim**-0.5)
+            out: Tensor = self.o_proj(mixed.flatten(2))
+            return out
         if cache is not None:
             keys, values = cache.update(keys, values, 0)
         if mask is None and keys.shape[2] != rows:

@@ -63,12 +63,11 @@ class _Sparse(View):
         ends = [length + tree.num_nodes for length in starts]
         excerpt = Excerpt(cache, ends, self._sinks, self._recent + tree.num_nodes)
         slots = excerpt.slots.to(self.device)[:, None]
-        lengths = torch.tensor(starts, device=self.device)
         masks = {}
         for name, window in self.windows.items():
-            mask = tree_mask(tree, lengths, span, window)[:, num_known:]
+            mask = tree_mask(tree, starts, span, window)[:, num_known:]
             seen = mask.gather(2, slots.expand(-1, mask.shape[1], -1))
             masks[name] = additive(seen, self.dtype)
-        where = positions(tree, lengths)[:, num_known:].clamp_max(self.context_length - 1)
+        where = positions(tree, starts)[:, num_known:].clamp_max(self.context_length - 1)
         mask_of_all = masks if len(masks) > 1 else next(iter(masks.values()))
         return self.forward(tree.tokens[:, num_known:], where, mask_of_all, excerpt, needs)

@@ -216,6 +216,10 @@ class SuffixAutomaton(Drafter):
             budget = inner.plan.budget
             self.plan = TreePlan("dynamic", budget, inner.plan.width, budget)
 
+    def compile(self, backend: str) -> None:
+        if self._inner is not None:
+            self._inner.compile(backend)
+
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         self.resume(KVRow(0), ids, features)
 

@@ -13,3 +13,10 @@ class TargetOutput:
 
     logits: Tensor
     features: Tensor | None = None
+
+    def first(self, num_nodes: int) -> TargetOutput:
+        """That of the first ``num_nodes`` nodes; the others were padding."""
+        if self.logits.shape[1] == num_nodes:
+            return self
+        features = None if self.features is None else self.features[:, :num_nodes]
+        return TargetOutput(self.logits[:, :num_nodes], features)

@@ -119,7 +119,7 @@ def _windows_agree(target: Target) -> bool:
         )
         mask = theirs[name] if isinstance(theirs, dict) else theirs
         allowed = mask if mask.dtype == torch.bool else mask == 0
-        if not torch.equal(allowed[:, 0], tree_mask(chain, torch.tensor([span - 3]), span, window)):
+        if not torch.equal(allowed[:, 0], tree_mask(chain, [span - 3], span, window)):
             return False
     return True
 

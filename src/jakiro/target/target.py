@@ -14,8 +14,11 @@ from transformers.cache_utils import Cache
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import additive, attendable, positions, slot_positions, tree_mask
 from jakiro.errors import ConfigError, PromptError, TargetRefused
+from jakiro.target.attention import DEFERRED, GROUPED, attends
+from jakiro.target.compiled import Compiled, bucket
 from jakiro.target.families import causal_lm, head_transform, windows
 from jakiro.target.features import LAST_FEATURE, NO_FEATURES, FeatureSpec
+from jakiro.target.modules import shared_copy
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
 from jakiro.target.probe import Route, probe
@@ -37,7 +40,10 @@ class Target:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = causal_lm(model)
         self.config: Any = self.model.config
-        self._runner = packed_view(self.model)
+        packed = packed_view(self.model)
+        is_packed = packed is not self.model
+        self._runner = shared_copy(packed, attends(GROUPED)) if is_packed else self.model
+        self._compiled: Compiled | None = None
         self.windows = windows(self.config)
         self._head_transform = head_transform(self.config)
         self.num_layers = int(self.config.num_hidden_layers)
@@ -59,6 +65,27 @@ class Target:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    def compile(self, backend: str) -> None:
+        """Let trees be verified by a compiled model from now on, its rows padded to a ``bucket``.
+        Each size is compiled when it first comes (``compile_ms``). Prefill stays as it is.
+
+        Raises:
+            ConfigError: this model's attention cannot be taken out of the graph.
+        """
+        if self.route != "mask" or self.config._attn_implementation != "sdpa":
+            raise ConfigError(
+                f"this {self.config.model_type} cannot be compiled: its attention is "
+                f"{self.config._attn_implementation!r} and trees reach it by {self.route}, where "
+                "'sdpa' and 'mask' are needed; leave out compile"
+            )
+        deferred = shared_copy(self.model, attends(DEFERRED))
+        self._compiled = Compiled(deferred, backend, "past_key_values")
+
+    @property
+    def compile_ms(self) -> float:
+        """What the first forwards of all sizes compiled so far took."""
+        return 0.0 if self._compiled is None else self._compiled.compile_ms
+
     def new_cache(self) -> KVCache:
         """An empty cache with one layer per layer of the model."""
         return KVCache(self.num_layers)
@@ -77,8 +104,7 @@ class Target:
         ``mask``: additive [B, 1, N, S], one per layer type where the model has several; None:
         causal, slot by slot. ``keep``: logits of the last ``keep`` positions only (0: all).
         """
-        # Packing is for several rows; one row is spared the detour.
-        run = self.model if tokens.numel() == 1 else self._runner
+        run = self._run_by(tokens) if self._compiled is None or mask is None else self._compiled
         out = run(
             input_ids=tokens,
             position_ids=where,
@@ -124,27 +150,36 @@ class Target:
         A target of route ``chain`` takes its rows one by one, and only chains (``ConfigError``).
         """
         # A row whose prompt is still being fed lies behind those of the tree.
-        starts = cache.lengths[: tree.num_rows]
-        if self.route == "chain" and (tree.num_nodes > 1 or len(set(starts)) > 1):
+        lengths = cache.lengths[: tree.num_rows]
+        if self.route == "chain" and (tree.num_nodes > 1 or len(set(lengths)) > 1):
             return self._verify_chains(tree, cache, needs, num_known)
+        num_fed = tree.num_nodes - num_known
+        if self._compiled is not None:
+            tree = tree.padded(num_known + bucket(num_fed))
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
-        lengths = torch.tensor(starts, device=self.device)
         tokens = tree.tokens[:, num_known:]
         # Padding nodes may lie past the context edge; learned positions have no entry there.
         where = positions(tree, lengths)[:, num_known:].clamp_max(self.context_length - 1)
-        if tokens.shape[1] == 1 and cache.aligned and (not num_known or _is_chain(tree)):
+        is_lone = tokens.shape[1] == 1 and self._compiled is None
+        if is_lone and cache.aligned and (not num_known or _is_chain(tree)):
             # Nothing to hide: every slot is its own position, and the model knows its windows.
             return self.forward(tokens, where, None, cache, needs)
         if self.route == "registered":
             visible = attendable(tree.ancestors, lengths, span)[:, num_known:]
-            with tree_attention(self.model, visible, where, slot_positions(tree, lengths, span)):
+            seen = visible, where, slot_positions(tree, lengths, span)
+            with tree_attention(self._run_by(tokens), *seen):
                 return self.forward(tokens, where, None, cache, needs)
         masks = {
             name: additive(tree_mask(tree, lengths, span, window)[:, num_known:], self.dtype)
             for name, window in self.windows.items()
         }
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        return self.forward(tokens, where, mask, cache, needs)
+        return self.forward(tokens, where, mask, cache, needs).first(num_fed)
+
+    def _run_by(self, tokens: Tensor) -> Any:
+        """The module that is called with ``tokens``. Packing is for several; one is spared the
+        detour."""
+        return self.model if tokens.numel() == 1 else self._runner
 
     def _verify_chains(
         self, tree: TokenTree, cache: KVCache, needs: FeatureSpec, num_known: int

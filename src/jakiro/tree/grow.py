@@ -42,15 +42,12 @@ class _Pool:
     tokens: list[Tensor]
     parents: list[Tensor]
     scores: list[Tensor]
-    size: int = 0
 
-    def add(self, tokens: Tensor, parents: Tensor, scores: Tensor) -> Tensor:
-        """Append nodes [B, M]; returns their pool indices [M]."""
+    def add(self, tokens: Tensor, parents: Tensor, scores: Tensor) -> None:
+        """Append nodes [B, M]."""
         self.tokens.append(tokens)
         self.parents.append(parents)
         self.scores.append(scores)
-        first, self.size = self.size, self.size + tokens.shape[1]
-        return torch.arange(first, self.size, device=tokens.device)
 
 
 def grow(
@@ -89,23 +86,23 @@ def _dynamic(
     plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor | None
 ) -> _Pool:
     """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case."""
-    pool = _Pool([], [], [])
-    scores, tokens = _children(root_scores[:, None], plan.width, 1, caps)
+    pool, width = _Pool([], [], []), plan.width
+    scores, tokens = _children(root_scores[:, None], width, 1, caps)
     scores, tokens = scores[:, 0], tokens[:, 0]
-    index = pool.add(tokens, torch.full_like(tokens, -1), scores).expand_as(tokens)
-    parent_rows = torch.zeros_like(tokens)
+    pool.add(tokens, torch.full_like(tokens, -1), scores)
+    chosen, parent_rows = torch.arange(width, device=tokens.device), torch.zeros_like(tokens)
+    chosen, first = chosen.expand_as(tokens), 0
     for level in range(1, depth):
         found = expand(Frontier(tokens, parent_rows, level))
         if found is None:
             break
-        steps, children = _children(found, plan.width, level + 1, caps)
-        below = (scores[:, :, None] + steps).flatten(1)
-        fan = steps.shape[-1]
-        made = pool.add(children.flatten(1), index.repeat_interleave(fan, dim=1), below)
+        steps, children = _children(found, width, level + 1, caps)
+        below, made = (scores[:, :, None] + steps).flatten(1), children.flatten(1)
+        pool.add(made, (chosen + first).repeat_interleave(width, dim=1), below)
+        first += width if level == 1 else width * width
         if level + 1 < depth:
-            best = below.topk(min(plan.width, below.shape[1]), dim=1)
-            scores, parent_rows = best.values, best.indices // fan
-            tokens, index = children.flatten(1).gather(1, best.indices), made[best.indices]
+            scores, chosen = below.topk(width, dim=1)
+            parent_rows, tokens = chosen // width, made.gather(1, chosen)
     return pool
 
 
@@ -149,7 +146,7 @@ def _rerank(roots: Tensor, pool: _Pool, budget: int) -> TokenTree:
     """
     tokens, parents = torch.cat(pool.tokens, 1), torch.cat(pool.parents, 1)
     scores = torch.cat(pool.scores, 1).float()
-    if pool.size > budget:
+    if tokens.shape[1] > budget:
         order = scores.sort(dim=1, descending=True, stable=True).indices
         kept = order[:, :budget].sort(dim=1).values
         tokens, scores = tokens.gather(1, kept), scores.gather(1, kept)

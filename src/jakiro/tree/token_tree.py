@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,6 +39,17 @@ class TokenTree:
         tokens = roots[:, None]
         return cls(tokens, torch.full_like(tokens, -1), torch.ones_like(tokens, dtype=torch.bool))
 
+    def padded(self, num_nodes: int) -> TokenTree:
+        """Tokens, parents and validity with nodes that can never be accepted up to ``num_nodes``,
+        children of the root."""
+        room = num_nodes - self.num_nodes
+        if not room:
+            return self
+        tokens, parents, valid = (
+            F.pad(each, (0, room)) for each in (self.tokens, self.parents, self.valid)
+        )
+        return TokenTree(tokens, parents, valid)
+
     @property
     def num_rows(self) -> int:
         return self.tokens.shape[0]
@@ -51,14 +63,13 @@ class TokenTree:
     def ancestors(self) -> Tensor:
         """[B, N, N] bool: ``[b, i, j]`` is True when j is i or an ancestor of i."""
         size = self.num_nodes
-        reach = torch.eye(size, dtype=torch.bool, device=self.tokens.device)
-        reach = reach.expand(self.num_rows, size, size)
-        jump = self.parents.clamp_min(0)
-        # Pointer doubling: after round r every node sees its 2^r - 1 nearest ancestors.
-        for _ in range((size - 1).bit_length()):
-            reach = reach | reach.gather(1, jump[:, :, None].expand_as(reach))
-            jump = jump.gather(1, jump)
-        return reach
+        # A node sees itself and all that its parent sees: x = 1 + P x, whole numbers throughout.
+        links = torch.zeros(self.num_rows, size, size, device=self.tokens.device)
+        links.scatter_(2, self.parents.clamp_min(0)[:, :, None], -1.0)
+        own = torch.eye(size, device=links.device).expand_as(links)
+        # The diagonal is taken to be 1, whatever the root's own link says there.
+        seen: Tensor = torch.linalg.solve_triangular(links, own, upper=False, unitriangular=True)
+        return seen.bool()
 
     @cached_property
     def depth(self) -> Tensor:

@@ -1,0 +1,72 @@
+"""Attention as one opaque step, so that a compiled forward never meets a cache.
+
+A cache changes with every token: its lengths, its views, how many slots are attended over. Traced
+into a graph, each change would mean another graph. So a compiled model is handed a ``Deferred``
+cache, which leaves keys and values as they are, and ``attend`` in place of its attention: an
+operator the compiler does not look into, which writes them into the cache of ``attending`` and
+attends over what is there. The rest of a layer depends on the number of its rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+_active: ContextVar[Cache] = ContextVar("jakiro_cache")
+
+
+class Deferred(Cache):
+    """Stands for the cache of ``attending`` in a compiled forward."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
+@contextmanager
+def attending(cache: Cache) -> Iterator[None]:
+    """Within, ``attend`` writes to ``cache`` where it is aimed."""
+    token = _active.set(cache)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+# A graph of CUDA would replay one moment's slots for ever, so it has to stop here.
+@torch.library.custom_op("jakiro::attend", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, layer: int, scale: float
+) -> Tensor:
+    """[B, N, heads, d] from queries [B, heads, N, d] and new keys and values [B, kv_heads, N, d] of
+    one layer, under an additive mask [B, 1, N, S]."""
+    keys, values = _active.get().update(keys, values, layer)
+    is_grouped = queries.shape[1] != keys.shape[1]
+    if is_grouped and queries.device.type != "cpu":
+        # Kernels of GPUs that take a mask take no groups.
+        groups = queries.shape[1] // keys.shape[1]
+        keys, values = (each.repeat_interleave(groups, 1) for each in (keys, values))
+        is_grouped = False
+    mixed = F.scaled_dot_product_attention(
+        queries, keys, values, mask, scale=scale, enable_gqa=is_grouped
+    )
+    return mixed.transpose(1, 2).contiguous()
+
+
+@attend.register_fake
+def _(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, layer: int, scale: float
+) -> Tensor:
+    batch, heads, rows, _ = queries.shape
+    return queries.new_empty(batch, rows, heads, values.shape[-1])
