@@ -3,6 +3,7 @@ target forward, in CPU time (medians, in alternation), and how many tokens a cyc
 
     python scripts/views.py pair    the bundled target, short prompts
     python scripts/views.py long    sparse attention against context length, random weights
+    python scripts/views.py moe     fewer experts, random weights
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import jakiro
 from jakiro.bench.workloads import load_tasks
 from jakiro.cache.kv_cache import KVCache
 from jakiro.drafters.early_exit import EarlyExit
+from jakiro.drafters.fewer_experts import FewerExperts
 from jakiro.drafters.layer_skip import LayerSkip
 from jakiro.drafters.low_bit import LowBit
 from jakiro.drafters.self_drafter import SelfDrafter
@@ -36,6 +38,15 @@ VIEWS: dict[str, Callable[[Target], SelfDrafter]] = {
     "sparse_kv": SparseKV,
     "low_bit, 8": LowBit,
     "low_bit, 4": lambda target: LowBit(target, 4),
+}
+SIZES = {
+    "vocab_size": 4096,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 16384,
 }
 NUM_NEW, REPEATS = 48, 25
 
@@ -93,17 +104,8 @@ def pair() -> None:
 
 
 def long() -> None:
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=512,
-        intermediate_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=16384,
-    )
     torch.manual_seed(0)
-    target = Target(LlamaForCausalLM(config).eval())
+    target = Target(LlamaForCausalLM(LlamaConfig(**SIZES)).eval())
     view = SparseKV(target, sinks=4, recent=256).model
     print("| context | target forward, ms | draft / target forward |")
     print("|---|---|---|")
@@ -112,5 +114,17 @@ def long() -> None:
         print(f"| {length} | {plain:.1f} | {ratio:.2f} |", flush=True)
 
 
+def moe() -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=4)
+    target = Target(MixtralForCausalLM(config).eval())
+    cache = filled(target, 150)
+    print("| experts of 4 | draft / target forward |")
+    print("|---|---|")
+    for top_k in (2, 1):
+        ratio = cost_ratio(FewerExperts(target, top_k).model, target, cache)[1]
+        print(f"| {top_k} | {ratio:.2f} |", flush=True)
+
+
 if __name__ == "__main__":
-    {"pair": pair, "long": long}[sys.argv[1]]()
+    {"pair": pair, "long": long, "moe": moe}[sys.argv[1]]()

@@ -160,7 +160,7 @@ def test_rows_of_different_settings_share_a_batch(case: str, family: str) -> Non
     assert_cell_proves_something(done)
 
 
-@pytest.mark.parametrize("case", world.drafter_cases())
+@pytest.mark.parametrize("case", world.kinds())
 def test_limits_may_change_from_cycle_to_cycle_and_row_to_row(case: str) -> None:
     """Any schedule of trees and of cycles without a draft, rows being limited one by one."""
     chance = random.Random(case)

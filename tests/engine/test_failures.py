@@ -59,7 +59,7 @@ class BreaksAt:
         return logits
 
 
-CASES = world.drafter_cases()
+CASES = world.kinds()
 
 
 @pytest.mark.parametrize("case", CASES)
