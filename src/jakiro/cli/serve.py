@@ -36,6 +36,15 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=0, help="Answers that may wait; more are told to come again.")
     ] = 64,
+    prefill_chunk: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens read per cycle beside running answers.")
+    ] = 512,
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Slots of the cache at most. Default: no limit.")
+    ] = None,
+    prefix_mb: Annotated[
+        int, typer.Option(min=0, help="Memory for beginnings that later requests may share.")
+    ] = 256,
     max_open: Annotated[
         int, typer.Option(min=1, help="Answers on their way, those being given up included.")
     ] = 256,
@@ -79,7 +88,13 @@ def serve(
     )
     session.NOTES.print(f"{settings.model_name} at http://{host}:{port}/v1 (Ctrl-C ends)")
     run(
-        Scheduler(engine, max_waiting=max_waiting),
+        Scheduler(
+            engine,
+            max_waiting=max_waiting,
+            prefill_chunk=prefill_chunk,
+            kv_tokens=kv_tokens,
+            prefix_bytes=prefix_mb << 20,
+        ),
         settings,
         host=host,
         port=port,

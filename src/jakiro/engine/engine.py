@@ -200,6 +200,11 @@ class Engine:
         """Requests being answered."""
         return len(self._batch.rows)
 
+    @property
+    def num_cached(self) -> int:
+        """Tokens in the caches of all rows."""
+        return sum(self._batch.cache.lengths)
+
     @torch.inference_mode()
     def step(self) -> bool:
         """Admit what fits, run one cycle, let finished rows go. False: there is nothing to do.

@@ -35,6 +35,8 @@ class Drafting(BaseModel):
     """Drafted tokens that were kept."""
     accepted_by_depth: list[int]
     offered_by_depth: list[int]
+    num_reused: int
+    """Tokens of the prompt that an earlier request had fed."""
     prefill_ms: float
     draft_ms: float
     verify_ms: float
@@ -48,6 +50,7 @@ class Drafting(BaseModel):
             num_accepted=sum(stats.accepted_by_depth),
             accepted_by_depth=stats.accepted_by_depth,
             offered_by_depth=stats.offered_by_depth,
+            num_reused=stats.num_reused,
             prefill_ms=round(stats.prefill_ms, 3),
             draft_ms=round(stats.draft_ms, 3),
             verify_ms=round(stats.verify_ms, 3),

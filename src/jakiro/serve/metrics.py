@@ -25,8 +25,12 @@ class Metrics:
     def __init__(self, model_name: str, scheduler: Scheduler) -> None:
         self._registry = CollectorRegistry()
         self._values = {"model_name": model_name, "engine": "0"}
+        engine = scheduler.engine
+        slots = engine.limits.max_batch_size * engine.target.context_length
+        slots = engine.limits.kv_tokens or slots
         self._gauge("num_requests_running", lambda: scheduler.num_running)
         self._gauge("num_requests_waiting", lambda: scheduler.num_waiting)
+        self._gauge("kv_cache_usage_perc", lambda: engine.num_cached / slots)
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
         self._generation_tokens = self._counter("generation_tokens", "Tokens of answers")
         self._success = self._counter("request_success", "Answers by their end", "finished_reason")
@@ -74,7 +78,7 @@ class Metrics:
         for depth, accepted in enumerate(stats.accepted_by_depth):
             self._of(self._accepted_at, position=str(depth)).inc(accepted)
 
-    def _gauge(self, name: str, read: Callable[[], int]) -> None:
+    def _gauge(self, name: str, read: Callable[[], float]) -> None:
         told = name.replace("_", " ")
         gauge = Gauge(f"vllm:{name}", told, _LABELS, registry=self._registry)
         gauge.labels(**self._values).set_function(read)
