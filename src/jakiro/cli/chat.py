@@ -72,7 +72,7 @@ def _converse(engine: Engine, params: SamplingParams, opening: list[dict[str, st
         if line == "/reset":
             messages = list(opening)
         elif line == "/stats":
-            session.print_stats(engine.stats)
+            session.print_stats(engine.stats, engine)
         elif line:
             asked = {"role": "user", "content": line}
             messages = _fitting(engine, [*messages, asked], len(opening))

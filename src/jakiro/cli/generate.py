@@ -82,7 +82,7 @@ def generate(
             record = session.completion_record(chunk.completion)
     typer.echo(json.dumps(record, ensure_ascii=False) if as_json else "")
     if stats:
-        session.print_stats(done)
+        session.print_stats(done, engine)
 
 
 def _prompt(given: str | None) -> str:

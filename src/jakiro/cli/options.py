@@ -22,7 +22,9 @@ DrafterOption = Annotated[
 ]
 TreeOption = Annotated[
     str | None,
-    typer.Option(help="Tree: chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET or static:eagle1."),
+    typer.Option(
+        help="Tree: chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET or static:eagle1; auto: what pays."
+    ),
 ]
 RuleOption = Annotated[
     str,

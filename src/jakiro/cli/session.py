@@ -94,7 +94,7 @@ def completion_record(completion: Completion) -> dict[str, Any]:
     return asdict(completion) | {"stats": stats_record(completion.stats)}
 
 
-def print_stats(stats: Stats) -> None:
+def print_stats(stats: Stats, engine: Engine) -> None:
     """A small table on standard error."""
     table = Table(show_header=False, box=None, pad_edge=False)
     wall_ms = stats.prefill_ms + stats.cycle_ms
@@ -111,4 +111,5 @@ def print_stats(stats: Stats) -> None:
         f"draft {stats.draft_ms / cycles:.0%}, verify {stats.verify_ms / cycles:.0%}, "
         f"outside {stats.outside_share:.1%}",
     )
+    table.add_row("tree", engine.policy.explain())
     NOTES.print(table)

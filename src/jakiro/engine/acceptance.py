@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from jakiro.tree.shapes import TreePlan
 
+Choice = tuple[int, int, int]
+"""A part of a plan: indices of its depth, width and budget in the grid."""
 Array = npt.NDArray[np.float64]
 
-ROW_MEMORY, TOTAL_MEMORY = 0.96, 0.995
-"""What is left of the counts of one request, and of all, after a further draft."""
-ROW_PRIOR, TOTAL_PRIOR = 6.0, 1.0
-"""How many offers the rates of all requests, and ``FIRST_GUESS``, are worth against a row's own."""
+ROW_MEMORY, TOTAL_MEMORY = 0.97, 0.995
+"""What is left of the counts of one request, and of all, after a further offer."""
+ROW_PRIOR, KIND_PRIOR, TOTAL_PRIOR = 6.0, 20.0, 3.0
+"""How many offers a guess is worth against the counts of a row, of a kind of level, and of both."""
 FIRST_GUESS = 0.7
 _INNER, _LAST = 0, 1
 
@@ -108,12 +110,11 @@ class Acceptance:
         """So many cycles went by without a draft: what rows were like is less sure."""
         self._rows *= ROW_MEMORY**num_cycles
 
-    def count(self, row: int, nodes: list[Node], plan: TreePlan, last: int, cap: int) -> None:
-        """A draft of ``plan`` whose last level was ``last``, of which the row could use ``cap``
-        levels and accepted ``nodes``."""
+    def count(self, row: int, nodes: list[Node], part: Choice, last: int, cap: int) -> None:
+        """A draft of a ``part`` of the plan whose last level was ``last``, of which the row could
+        use ``cap`` levels and accepted ``nodes``."""
         grid = self.grid
-        end_w = int(np.searchsorted(grid.widths, plan.width, "right"))
-        end_b = int(np.searchsorted(grid.budgets, plan.budget, "right"))
+        end_w, end_b = part[1] + 1, part[2] + 1
         seen = np.zeros_like(self._total)
         width = budget = 0
         for level in range(min(len(nodes) + 1, last, cap)):
@@ -123,16 +124,15 @@ class Acceptance:
                 width = int(np.searchsorted(grid.widths, nodes[level].width))
                 budget = int(np.searchsorted(grid.budgets, nodes[level].budget))
                 seen[1, kind, level, width:end_w, budget:end_b] += 1
-        self._rows[row] = ROW_MEMORY * self._rows[row] + seen
-        self._total = TOTAL_MEMORY * self._total + seen
+        # What was not offered is not forgotten.
+        offered = seen[0] > 0
+        self._rows[row] = np.where(offered, ROW_MEMORY, 1.0) * self._rows[row] + seen
+        self._total = np.where(offered, TOTAL_MEMORY, 1.0) * self._total + seen
 
     def gains(self) -> Array:
         """[depths, widths, budgets]: accepted tokens to expect of a draft, summed over the rows;
         without any, those of one of which nothing is known."""
-        offered, accepted = self._total
-        guess = np.empty_like(offered)
-        guess[_INNER] = _shrunk(offered[_INNER], accepted[_INNER], FIRST_GUESS, TOTAL_PRIOR)
-        guess[_LAST] = _shrunk(offered[_LAST], accepted[_LAST], guess[_INNER], TOTAL_PRIOR)
+        guess = self._guess()
         rows = self._rows if len(self._rows) else np.zeros((1, *self._total.shape))
         rates = _shrunk(rows[:, 0], rows[:, 1], guess, ROW_PRIOR)
         inner, last = rates[:, _INNER], rates[:, _LAST]
@@ -141,6 +141,16 @@ class Acceptance:
         earned = np.cumsum(reached, axis=1) - reached
         total: Array = (earned + above * last).sum(0)
         return total
+
+    def _guess(self) -> Array:
+        """[inner or last, depths, widths, budgets]: rates of a row of which nothing is known."""
+        offered, accepted = self._total
+        either = np.empty(self.grid.shape)
+        known: Array | float = FIRST_GUESS
+        # Where little was offered, a level is like the one above it, and a last level like others.
+        for depth, counts in enumerate(zip(offered.sum(0), accepted.sum(0), strict=True)):
+            known = either[depth] = _shrunk(*counts, known, TOTAL_PRIOR)
+        return _shrunk(offered, accepted, either, KIND_PRIOR)
 
 
 def _shrunk(offered: Array, accepted: Array, guess: Array | float, weight: float) -> Array:

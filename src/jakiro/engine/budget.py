@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jakiro.engine.acceptance import Acceptance, Array, Grid, held
+from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, held
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import DraftLimits, Policy, Times
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
-HYSTERESIS = 1.03
+HYSTERESIS = 1.02
 """How much better another choice must look."""
 WARM_CYCLES = 8
 """At first the whole plan is drafted, which says something of every part of it."""
@@ -28,14 +28,9 @@ PROBE_WEIGHT = 0.08
 """Of the newest cycle in the averages of time."""
 NEW_ROW_WAIT = 16
 """A new request may be of another kind: the first probe comes this soon where drafting is off."""
-WAITS = {True: (8, 128), False: (16, 256)}
+WAITS = {True: (8, 128), False: (8, 48)}
 """Cycles until what is not being done is tried, while drafting is off and while it is on: at first,
 and at most. They double while nothing comes of it."""
-PLAIN_EVERY = 4
-"""One of so many probes, while drafting is on, is a plain cycle."""
-
-Choice = tuple[int, int, int]
-"""A part of the plan, as indices into the grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +121,7 @@ class Controller(Policy):
             self._plain.learn(times.rest_ms, self._plain_ms(1.0))
             self._num_idle += 1
         else:
-            self._learn_draft(self._plans[self._running], tree, verdict, times)
+            self._learn_draft(self._running, tree, verdict, times)
         if self._is_probe:
             self._schedule(verdict, times)
 
@@ -159,12 +154,14 @@ class Controller(Policy):
                 self._wait = self._left = WAITS[not was_off][0]
 
     def _probe(self) -> Choice | None:
-        """What is not done at present: the draft that promises most while drafting is off; else
-        the whole plan, which costs little more, and now and then plain decoding."""
+        """What is not done at present. While drafting is off, the draft that promises most; else
+        one level more, mostly, and now and then the whole plan or plain decoding."""
         if self._choice is None:
             return self._best(self._rates())
         self._num_probes += 1
-        return None if self._num_probes % PLAIN_EVERY == 0 else self._whole
+        deeper = min(self._choice[0] + 1, self._whole[0])
+        several = (None, (deeper, *self._choice[1:]), self._whole, (deeper, *self._choice[1:]))
+        return several[self._num_probes % len(several)]
 
     def _schedule(self, verdict: Verdict, times: Times) -> None:
         """The next probe: later than this one; at once where a draft was better than none."""
@@ -227,9 +224,10 @@ class Controller(Policy):
 
     # -- learning -----------------------------------------------------------------------------
 
-    def _learn_draft(self, part: TreePlan, tree: TokenTree, verdict: Verdict, times: Times) -> None:
+    def _learn_draft(self, place: Choice, tree: TokenTree, verdict: Verdict, times: Times) -> None:
+        part = self._plans[place]
         last = min(part.depth, max(self._caps))
-        draft = self._sheet.draft[last - 1, self.grid.widths.index(part.width)]
+        draft = self._sheet.draft[last - 1, place[1]]
         self._drafting.learn(times.draft_ms, float(draft))
         self._drafted.learn(times.rest_ms, float(self._verify_ms(np.array(tree.num_nodes))))
         whole = replace(part, depth=last) if part.kind == "dynamic" else part
@@ -241,4 +239,4 @@ class Controller(Policy):
         scores = [None] * len(parents) if tree.scores is None else tree.scores.tolist()
         for row, path in enumerate(verdict.paths):
             nodes = held(parents[row], scores[row], path)
-            self._acceptance.count(row, nodes, part, last, self._caps[row])
+            self._acceptance.count(row, nodes, place, last, self._caps[row])

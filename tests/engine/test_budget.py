@@ -1,0 +1,196 @@
+"""The controller on machines and texts that are made up: every time and every verdict is a number
+of the test."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from jakiro.engine.acceptance import Node, held
+from jakiro.engine.budget import Controller
+from jakiro.engine.calibrate import measure
+from jakiro.engine.costs import Costs
+from jakiro.engine.policy import Times
+from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
+from jakiro.tree.verdict import Verdict
+from tests.conformance import world
+
+CHAIN, FAN = TreePlan.chain(8), TreePlan("dynamic", depth=1, width=8, budget=8)
+
+
+def costs(node_ms: float, level_ms: float, batches: tuple[int, ...] = (1, 16)) -> Costs:
+    """10 ms a step, so much per node and row, and per level."""
+    return Costs(
+        batches=batches,
+        nodes=(1, 9),
+        verify_ms=tuple((10.0 + node_ms * b, 10.0 + 9 * node_ms * b) for b in batches),
+        context=1,
+        slope_ms=(0.0, 0.0),
+        depths=(1, 8),
+        widths=(1, 8),
+        draft_ms=tuple(((level_ms,) * 2, (8 * level_ms,) * 2) for _ in batches),
+    )
+
+
+class Machine:
+    """Cycles of a controller in a world where times are those of ``costs``, times ``pace``."""
+
+    def __init__(self, plan: TreePlan, table: Costs, num_rows: int = 1, pace: float = 1.0) -> None:
+        self.controller, self.costs, self.pace = Controller(plan, table), table, pace
+        self.num_rows, self.chance = num_rows, random.Random(0)
+        self.num_tokens, self.ms = 0, 0.0
+        self.plans: list[TreePlan | None] = []
+        for _ in range(num_rows):
+            self.controller.begin()
+
+    def run(self, num_cycles: int, accepts: Callable[[int], float]) -> None:
+        """``accepts``: the chance of depth d (a chain) or rank d (a fan), from 0 on."""
+        for _ in range(num_cycles):
+            limits = self.controller.limits([5] * self.num_rows, [99] * self.num_rows)
+            plan = None if limits.is_off else limits.plan
+            self.plans.append(plan)
+            size = 0 if plan is None else plan.budget
+            is_fan = self.controller.plan.kind == "dynamic"
+            paths = [self._path(size, is_fan, accepts) for _ in range(self.num_rows)]
+            parents = torch.tensor([[-1, *([0] * size if is_fan else range(size))]])
+            parents = parents.expand(self.num_rows, -1)
+            tree = TokenTree(parents, parents, torch.ones_like(parents, dtype=torch.bool))
+            times = self._times(plan, size)
+            self.controller.learn(tree, _verdict(paths), times)
+            self.num_tokens += sum(map(len, paths))
+            self.ms += times.draft_ms + times.rest_ms
+
+    def _path(self, size: int, is_fan: bool, accepts: Callable[[int], float]) -> list[int]:
+        if is_fan:
+            drawn = self.chance.random()
+            ends = np.cumsum([accepts(rank) for rank in range(size)])
+            hits = [rank for rank, end in enumerate(ends) if drawn < end]
+            return [0, hits[0] + 1] if hits else [0]
+        path = [0]
+        while len(path) <= size and self.chance.random() < accepts(len(path) - 1):
+            path.append(len(path))
+        return path
+
+    def _times(self, plan: TreePlan | None, size: int) -> Times:
+        verify, _ = self.costs.verify(self.num_rows, np.array([1.0 + size]))
+        if plan is None:
+            return Times(0.0, self.pace * float(verify[0]))
+        sheet = self.costs.draft(self.num_rows, np.array([float(plan.depth)]), np.array([1.0]))
+        return Times(self.pace * float(sheet[0, 0]), self.pace * float(verify[0]))
+
+
+def _verdict(paths: list[list[int]]) -> Verdict:
+    size = max(map(len, paths))
+    padded = torch.tensor([path + [path[-1]] * (size - len(path)) for path in paths])
+    counts = torch.tensor([len(path) - 1 for path in paths])
+    return Verdict(padded, counts, torch.zeros(len(paths), dtype=torch.int64))
+
+
+def best_depth(alpha: float, table: Costs, num_rows: int) -> tuple[int, float]:
+    """By the formula: the depth with the most tokens per millisecond, and how many."""
+    rates = []
+    for depth in range(9):
+        gain = sum(alpha**level for level in range(depth + 1))
+        verify, _ = table.verify(num_rows, np.array([1.0 + depth]))
+        draft = table.draft(num_rows, np.array([float(depth)]), np.array([1.0])) if depth else [[0]]
+        rates.append(num_rows * gain / (float(verify[0]) + float(draft[0][0])))
+    return int(np.argmax(rates)), max(rates)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "num_rows", "pace"),
+    [(0.0, 1, 1.0), (0.35, 1, 1.0), (0.6, 1, 3.0), (0.9, 1, 1.0), (0.35, 16, 3.0), (0.9, 16, 1.0)],
+)
+def test_it_drafts_as_deep_as_pays(alpha: float, num_rows: int, pace: float) -> None:
+    """The whole run, start and probes included, comes near the best fixed depth; ``pace``: today
+    everything is slower than it was when the costs were taken."""
+    table = costs(node_ms=0.4, level_ms=1.5)
+    machine = Machine(CHAIN, table, num_rows, pace)
+    machine.run(1000 if num_rows == 1 else 400, lambda _: alpha)
+    depth, rate = best_depth(alpha, table, num_rows)
+    assert machine.num_tokens / machine.ms * pace > 0.93 * rate
+    late = machine.plans[250:]
+    if depth == 0:
+        assert late.count(None) > 0.9 * len(late)
+        assert "no drafting" in machine.controller.explain()
+    else:
+        assert late.count(None) < 0.05 * len(late)
+
+
+def test_a_node_is_there_while_its_gain_exceeds_its_cost() -> None:
+    """Ranks of 0.4, 0.2, 0.1 .. at 0.5 ms a node: at about 1.7 tokens per 12 ms a node must bring
+    0.07, which the fourth does not."""
+    machine = Machine(FAN, costs(node_ms=0.5, level_ms=0.1))
+    machine.run(1200, lambda rank: 0.4 / 2**rank)
+    late = [0 if plan is None else plan.budget for plan in machine.plans[400:]]
+    assert 2 <= np.median(late) <= 4
+    assert "budget" in machine.controller.explain()
+
+
+def test_it_comes_back_when_acceptance_does() -> None:
+    machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
+    machine.run(600, lambda _: 0.0)
+    assert machine.plans[-100:].count(None) > 95
+    machine.run(220, lambda _: 0.95)
+    assert machine.plans[-30:].count(None) <= 1
+    # A new request does not wait for the longest interval.
+    machine.run(600, lambda _: 0.0)
+    machine.controller.keep([])
+    machine.controller.begin()
+    machine.run(80, lambda _: 0.95)
+    assert machine.plans[-20:].count(None) <= 2
+
+
+def test_rows_that_leave_take_their_rates_along() -> None:
+    machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5), num_rows=2)
+    machine.run(200, lambda _: 0.9)
+    machine.controller.keep([1])
+    machine.num_rows = 1
+    machine.run(20, lambda _: 0.9)
+    assert machine.plans[-1] is not None
+
+
+def test_what_an_accepted_node_needs() -> None:
+    """Nodes 1-3 below the root, 4 and 5 below 2, 6 below 5; by score node 2 is the second of its
+    level, 5 the first below it and the third of all but worse than 1 and 2."""
+    parents = [-1, 0, 0, 0, 2, 2, 5]
+    scores = [0.0, -1.0, -2.0, -5.0, -4.0, -3.0, -6.0]
+    assert held(parents, scores, [0, 2, 5, 6]) == [Node(2, 2), Node(2, 3), Node(2, 6)]
+    assert held(parents, None, [0, 3]) == [Node(3, 3)]
+    assert held(parents, None, [0]) == []
+
+
+def test_costs_between_and_beyond_the_measured_places() -> None:
+    table = costs(node_ms=0.5, level_ms=2.0)
+    verify, slope = table.verify(4, np.array([1.0, 5.0, 17.0]))
+    assert verify.tolist() == pytest.approx([12.0, 20.0, 44.0])
+    assert slope.tolist() == [0, 0, 0]
+    assert table.draft(1, np.array([4.0]), np.array([3.0])).tolist() == [[8.0]]
+    assert Costs.from_json(table.to_json()) == table
+    with pytest.raises(ValueError, match="no table"):
+        Costs.from_json(table.to_json() | {"nodes": [9, 1]})
+
+
+@pytest.mark.parametrize("case", ["jakiro/wide", "lookahead"])
+def test_measuring_leaves_the_drafter_free(case: str) -> None:
+    """On a target whose context ends within the measurement."""
+    target = world.target("llama")
+    drafter = world.make_drafter(case, target)
+    plan = world.TREES["dynamic"]
+    found = measure(target, drafter, plan, max_batch_size=2, seconds=0.0)
+    assert (found.batches, found.nodes[0], found.nodes[-1]) == ((1, 2), 1, plan.budget + 1)
+    assert np.min(found.draft_ms) > 0
+    rows = world.ROWS[3]
+    engine = world.make_engine(
+        target, drafter, plan, max_batch_size=2, policy=lambda whole: Controller(whole, found)
+    )
+    done = engine.generate(
+        [list(world.prompt(row)) for row in rows], [world.params("top_p", row) for row in rows]
+    )
+    truths = [list(world.truth("llama", "top_p", row)) for row in rows]
+    assert [each.token_ids for each in done] == truths
