@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 import torch
+from torch import Tensor
 
 from jakiro.drafters import registry
-from jakiro.drafters.base import Drafter
+from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.none import NoDrafter
 from jakiro.drafters.self_drafter import SelfDrafter
 from jakiro.engine.engine import Engine
 from jakiro.sampling.params import SamplingParams
+from jakiro.sampling.process import Sampler
 from jakiro.target.target import Target
 from jakiro.target.toy import ToyTarget
 from jakiro.tree.shapes import TreePlan
@@ -40,6 +43,7 @@ SETTINGS = (
     SamplingParams(temperature=0.6, top_k=3, top_p=0.9),
     SamplingParams(temperature=1.4, min_p=0.05),
 )
+WARM = SamplingParams(temperature=2.0, top_k=3, top_p=0.95)
 ROWS = [(setting, seed) for setting in SETTINGS for seed in range(16)]
 
 
@@ -54,25 +58,23 @@ def on_toy(case: str, target: ToyTarget) -> Drafter:
     """The drafter ``case`` of a toy; a draft model is another toy, and so is any view of it."""
     if case == VIEW:
         return SelfDrafter(toy(1), confidence=0.5)
-    entry = registry.find(case.partition("/")[0])
-    return (
-        entry.load()(toy(1), target)
-        if entry.made_of == "model"
-        else world.make_drafter(case, target)
-    )  # type: ignore[no-any-return]
+    name, _, size = case.partition("/")
+    entry = registry.find(name)
+    made = toy(1) if entry.made_of == "model" else world.head(target, name, size, std=0.4)
+    drafter: Drafter = entry.load()(made, target)
+    return drafter
 
 
 VIEW = SelfDrafter.name
 DRAFTERS = drafters()
 FIT_A_TOY = [
-    *(
-        case
-        for case in DRAFTERS
-        if not case.endswith(("/narrow", "/frequent")) and case not in world.view_cases()
-    ),
+    *(case for case in DRAFTERS if not case.endswith("/narrow") and case not in world.view_cases()),
     VIEW,
 ]
-"""Draft vocabularies are larger than a toy's, and a toy has no modules to view otherwise."""
+"""A toy has no modules to view otherwise."""
+MIXTURES = {"jakiro/decoupled": 2, "jakiro/frequent": 1, "jakiro_star/wide": 1}
+"""Drawn from the mixture of the experts' laws: of all tokens, of some, and of heads that otherwise
+let their experts propose in turn. With a token after which their experts differ."""
 
 
 def toy(order: int) -> ToyTarget:
@@ -93,7 +95,11 @@ def texts(of: Engine, rows: list[tuple[SamplingParams, int]], size: int = SIZE) 
 
 def processed(target: ToyTarget, context: tuple[int, ...], params: SamplingParams) -> list[float]:
     """The law of what follows ``context``, by ``transformers``."""
-    scores = target.table[context][None]
+    return law_of(target.table[context][None], context, params)
+
+
+def law_of(scores: Tensor, context: tuple[int, ...], params: SamplingParams) -> list[float]:
+    """What ``params`` make of ``scores`` [1, V] after ``context``, by ``transformers``."""
     wanted = Settings(params.max_new_tokens, params.temperature, params.top_k, params.top_p)
     for stage in processors_of(replace(wanted, min_p=params.min_p), 0):
         if not isinstance(stage, KeyedGumbel):
@@ -149,13 +155,76 @@ def test_a_drafter_that_is_the_target_is_never_refused(case: tuple[str, str]) ->
         assert_law(target, setting, answers[16 * part :][:16])
 
 
-@pytest.mark.parametrize("case", FIT_A_TOY)
-def test_every_drafter_that_can_be_sampled_keeps_the_law(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [
+        *((case, ("rrs", "static")) for case in FIT_A_TOY),
+        ("jakiro_star/wide", ("token", "chain")),
+    ],
+)
+def test_every_drafter_that_can_be_sampled_keeps_the_law(case: str, rule: tuple[str, str]) -> None:
     target = toy(order=2)
-    run = engine(target, on_toy(case, target), ("rrs", "static"))
+    run = engine(target, on_toy(case, target), rule)
     answers = texts(run, ROWS[:16])
     assert all(0.05 < alpha < 0.95 for alpha in run.stats.alpha)
     assert_law(target, SETTINGS[0], answers)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("case", MIXTURES)
+def test_mixtures_are_drawn_from_their_law(case: str) -> None:
+    """Two children of one node in 1500 drafts, against every ordered pair of tokens: whole engines
+    would need far longer texts to tell a mixture from one of its experts."""
+    target, plan = toy(order=1), TreePlan.static(((0,), (1,), (0, 0)))
+    name, _, size = case.partition("/")
+    head, params = world.head(target, name, size, std=0.4), WARM
+    root, feature, ids = (
+        MIXTURES[case],
+        0.3 * target.table[None, 3],
+        getattr(head, "draft_ids", torch.arange(VOCAB)),
+    )
+    said = head(target.embed(torch.tensor([[root]])), feature[None], torch.tensor([[0]])).experts
+    parts = said.features[0, 0][:, ids].softmax(-1) * said.weights[0, 0, :, None]
+    assert (parts[0] / parts[0].sum() - parts[1] / parts[1].sum()).abs().sum() > 0.9
+    wide = torch.zeros(1, VOCAB, dtype=torch.float64).index_copy_(1, ids, parts.sum(0)[None])
+    law = law_of(wide.log(), (3, root), params)
+    expected = torch.tensor(law, dtype=torch.float64)
+    sampler, rows, pairs = Sampler(VOCAB, target.device), 300, Counter[tuple[int, ...]]()
+    for seed in range(rows):
+        sampler.admit(params, [3, root], seed=seed, eos_ids=())
+    for _ in range(5):
+        drafter, draws = FeatureDrafter(head, target), sampler.sampled_drafts()
+        for row in range(rows):
+            drafter.begin([3], feature)
+            sampler.extend(row, [root])
+        roots, caps = torch.full((rows,), root), [plan.depth] * rows
+        tree = draws.seal(
+            drafter.draft(DraftRequest(roots, [1] * rows, caps, plan, draws, is_sampled=True))
+        )
+        assert tree.laws is not None
+        torch.testing.assert_close(tree.laws[0, 0].double(), expected, atol=1e-6, rtol=1e-5)
+        pairs.update(map(tuple, tree.tokens[:, 1:3].tolist()))
+    cells = [
+        (pairs[first, second], 1500 * law[first] * law[second] / (1 - law[first]))
+        for first, second in permutations(range(VOCAB), 2)
+    ]
+    likely = [(found, wanted) for found, wanted in cells if wanted >= 5]
+    assert len(likely) == 6 and sum(found for found, _ in likely) == 1500
+    statistic = sum((found - wanted) ** 2 / wanted for found, wanted in likely)
+    assert statistic < 25.7  # 1 in 10 000 at 5 degrees of freedom
+
+
+def test_the_variants_are_all_there() -> None:
+    """What the conformance suite is run for, of the one-layer network."""
+    cases = [case for case in world.drafter_cases() if "+" not in case and "/" in case]
+    made = [world.make_drafter(case, world.target("llama")) for case in cases]
+    heads = [drafter.head.config for drafter in made if isinstance(drafter, FeatureDrafter)]
+    assert {head.num_experts for head in heads} == {1, 2, 3, 4, 5}
+    assert {head.contrast_levels for head in heads} == {0, 1, 2}
+    assert {head.branches for head in heads} == {"sum", "decoupled", "union"}
+    assert any(head.active_experts < head.num_experts for head in heads)
+    assert any(head.draft_vocab_size for head in heads)
+    assert {head.activation for head in heads} == {"swiglu", "gelu"}
 
 
 # Some drafters end early, and ``Guided`` would make their trees deeper: no longer as drawn.

@@ -52,10 +52,12 @@ SIZES = {
 """Settings of untrained heads; a method takes those its config has."""
 VARIANTS = {
     "decoupled": {"num_experts": 3, "branches": "decoupled", "contrast_levels": 0},
-    "ahead": {"num_experts": 2, "branches": "sum", "contrast_levels": 2},
-    "frequent": {"num_experts": 2, "branches": "decoupled", "draft_vocab_size": 41},
+    "ahead": {"num_experts": 4, "branches": "sum", "contrast_levels": 2},
+    "frequent": {"num_experts": 5, "branches": "decoupled", "draft_vocab_size": 41},
 }
-"""Kinds of the one-layer network, as ``jakiro/VARIANT``; otherwise wide."""
+"""Kinds of the one-layer network, as ``jakiro/VARIANT``; otherwise wide, with two experts. Together
+with the methods of one head: every number of experts from 1 to 5, of contrasts from 0 to 2, every
+kind of branches, and a draft vocabulary."""
 SIZES_OF_ALL = SIZES | {name: SIZES["wide"] | kind for name, kind in VARIANTS.items()}
 SIMILAR = ("eagle1", "jakiro_star")
 """Methods that are another one with another tree or kind of head: tested like its variants."""
@@ -111,20 +113,25 @@ def answer(
     return generate(model, list(prompt_ids), eos_ids=(*eos_ids, *params.stop_token_ids), **settings)
 
 
-def head(of: Target, method: str, size: str = "wide") -> Any:
-    """An untrained draft head for a target."""
+def head(of: Target, method: str, size: str = "wide", std: float = 0.12) -> Any:
+    """An untrained draft head for a target. ``std``: of its weights; narrow targets need more of it
+    for experts that differ."""
     torch.manual_seed(5)
     entry = registry.find(method)
     config, network = entry.load_head()
     fit = {"method": method, "hidden_size": of.hidden_size, "vocab_size": of.vocab_size}
     fit |= entry.settings
     known = {field.name for field in fields(config)}
-    built = network(config(**{k: v for k, v in (fit | SIZES_OF_ALL[size]).items() if k in known}))
+    settings = {k: v for k, v in (fit | SIZES_OF_ALL[size]).items() if k in known}
+    if "draft_vocab_size" in settings:
+        # Of a toy, too, some tokens are never drafted.
+        settings["draft_vocab_size"] = min(settings["draft_vocab_size"], of.vocab_size - 1)
+    built = network(config(**settings))
     built.to(of.dtype)
     for parameter in built.parameters():
         if parameter.ndim > 1:
             # Far larger than at the start of a training: flat predictions make shallow trees.
-            torch.nn.init.normal_(parameter, std=0.12)
+            torch.nn.init.normal_(parameter, std=std)
     for ids in built.buffers():
         if ids.dtype == torch.int64:
             ids.copy_(torch.randperm(of.vocab_size)[: len(ids)].sort().values)

@@ -33,6 +33,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as a small training; what looks at the curves asks for ``curves``."""
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr("jakiro.train.trainer.draw", lambda records, path: False)
+
+
+@pytest.fixture
+def curves() -> None:
+    """The curves of a run are drawn."""
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jakiro.errors import ConfigError
-from jakiro.hub import checkpoint
 from jakiro.target.target import Target
-from jakiro.train.config import Work
+from jakiro.train.config import ModelOptions, Work
 from jakiro.train.samples import Samples
 from jakiro.train.trainer import Trainer
 from tests.train.test_trainer import history, short
@@ -25,10 +25,12 @@ DIVIDED = """
 import shutil, sys
 from pathlib import Path
 import torch
+import jakiro.train.trainer
 from jakiro.train.config import Work
 from jakiro.train.processes import joined
 from jakiro.train.trainer import Trainer
 from tests.train.support import samples_of, tiny_target
+from tests.train.test_processes import OTHERS
 from tests.train.test_trainer import short
 
 torch.set_num_threads(1)
@@ -38,11 +40,15 @@ def stop(progress):
     if progress.step == 7:
         raise KeyboardInterrupt
 
+jakiro.train.trainer.draw = lambda records, path: False
+
 with joined() as processes:
-    def trainer(name, work):
-        return Trainer(target, samples, short(), out / name, work, processes)
+    def trainer(name, work, config=short()):
+        return Trainer(target, samples, config, out / name, work, processes)
 
     trainer("copied", Work(accumulate=2)).run()
+    for config in OTHERS:
+        trainer(config.method, Work(), config).run()
     try:
         trainer("sharded", Work(shard=True)).run(stop)
     except KeyboardInterrupt:
@@ -54,6 +60,13 @@ with joined() as processes:
     processes.wait()
     trainer("sharded", Work(shard=True, recompute=True)).run()
 """
+
+
+OTHERS = [
+    short(method="medusa", steps=4),
+    short(method="draft_model", steps=4, model=ModelOptions(num_layers=1)),
+]
+"""The other learners, briefly."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +115,8 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert len(lines) == len(expected)
     for line, wanted in zip(lines, expected, strict=True):
         assert same(line, wanted), (line, wanted)
-    mine, other = (checkpoint.load(place).state_dict() for place in (ours, theirs))
+    mine, other = (load_file(place / "model.safetensors") for place in (ours, theirs))
+    assert mine.keys() == other.keys()
     for name in other:
         torch.testing.assert_close(mine[name], other[name], atol=2e-5, rtol=1e-3)
 
@@ -133,6 +147,10 @@ def test_two_processes_make_the_same_run(
     assert len(list((tmp_path / "sharded" / "training-12").glob("*.distcp"))) == 2
     assert not (tmp_path / "sharded" / "training-4").exists()
     assert_same_run(tmp_path / "sharded", whole)
+
+    for config in OTHERS:
+        Trainer(target, samples, config, tmp_path / "alone" / config.method).run()
+        assert_same_run(tmp_path / config.method, tmp_path / "alone" / config.method)
 
     # One process goes on from the shards of two.
     Trainer(target, samples, short(), tmp_path / "crossed").run()

@@ -102,10 +102,12 @@ KILLED = """
 import sys, time, warnings
 from pathlib import Path
 import torch
+import jakiro.train.trainer
 from jakiro.train.trainer import Trainer
 from tests.train.support import samples_of, tiny_target
 from tests.train.test_trainer import short
 torch.set_num_threads(1)
+jakiro.train.trainer.draw = lambda records, path: False
 Trainer(tiny_target(), samples_of(8, 16), short(), Path(sys.argv[1])).run(
     lambda progress: time.sleep(60 if progress.step == 7 else 0)
 )
@@ -198,7 +200,7 @@ def test_the_learning_rate_rises_then_follows_a_cosine(
 
 
 def test_epochs_are_counted_in_batches(target: Target, samples: Samples, out: Path) -> None:
-    config = short(steps=None, epochs=2.5, held_out=0, batch_tokens=16)
+    config = short(steps=None, epochs=2.5, held_out=0, batch_tokens=16, save_every=20)
     trainer = Trainer(target, samples, config, out)
     assert trainer.num_steps == 20
     seen: list[int] = []

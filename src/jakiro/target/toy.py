@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,6 +94,10 @@ class ToyTarget(Target):
     def lm_head(self, features: Tensor) -> Tensor:
         """The features themselves."""
         return features
+
+    def lm_head_of(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """The features of the tokens ``ids`` [D]: from [.., V] to [.., D]."""
+        return lambda features: features[..., ids]
 
     def fingerprint(self) -> dict[str, Any]:
         """Sizes and a hash of the table."""

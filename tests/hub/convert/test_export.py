@@ -182,20 +182,44 @@ def save(target: Target, directory: Path, **settings: Any) -> Path:
     return directory
 
 
+OTHERS: tuple[dict[str, Any], ...] = (
+    {"num_experts": 3},
+    {"branches": "decoupled"},
+    {"num_experts": 1, "active_experts": 1, "contrast_levels": 0},
+    {"num_experts": 5, "active_experts": 3},
+    {"branches": "union"},
+    {"contrast_levels": 0},
+    {"contrast_levels": 2},
+    {"contrast_strength": 0.5},
+    {"activation": "gelu"},
+    {"draft_vocab_size": 9},
+)
+"""Kinds of heads that no other program knows."""
+
+
+def said(settings: dict[str, Any]) -> str:
+    """What an error says of the first of ``settings``."""
+    name, value = next(iter(settings.items()))
+    return f"no head with {name} {value!r}, only with .*cannot be written"
+
+
 @pytest.mark.parametrize(
     ("settings", "form", "message"),
     [
         ({"method": "jakiro", "expert_size": 48}, "original", "expert_size 48, only with 32"),
-        ({"method": "jakiro", "branches": "decoupled"}, "original", "branches 'decoupled', only"),
-        (
-            {"method": "jakiro", "contrast_levels": 2},
-            "eagle-vllm",
-            "contrast_levels 2, only with 1",
+        *(
+            ({"method": "jakiro", **other}, form, said(other))
+            for other in OTHERS
+            for form in FORMATS
         ),
-        (
-            {"method": "eagle2", "draft_vocab_size": 9},
-            "original",
-            "draft_vocab_size 9, only with N",
+        *(
+            ({"method": "jakiro_star", **other}, "original", said(other))
+            for other in (*OTHERS[:2], {"activation": "swiglu"}, {"branches": "sum"}, OTHERS[-1])
+        ),
+        *(
+            ({"method": "eagle2", "fc_bias": False, **other}, form, said(other))
+            for other in ({"num_experts": 2}, {"activation": "gelu"}, OTHERS[-1])
+            for form in FORMATS
         ),
         (
             {"method": "jakiro_star", "rope_theta": 5e5},
