@@ -296,8 +296,11 @@ def training(target: str, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("room", [0, 3000, 60_000], ids=["history", "head", "state"])
-def test_a_full_disk_while_training(run: Run, target: str, tmp_path: Path, room: int) -> None:
+def test_a_full_disk_while_training(
+    run: Run, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
     """The head takes about 48 kB, the state thrice that. Once there is room, the run goes on."""
+    monkeypatch.setattr("jakiro.train.trainer.draw", lambda records, path: False)
     arguments, out = training(target, tmp_path), tmp_path / "out"
     with disk_of(room):
         result = run(*arguments)

@@ -68,12 +68,17 @@ def test_it_learns_by_heart(method: str, target: Target, samples: Samples, out: 
     assert min(records[-1]["accuracy"]) > 0.9
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not(
-    target: Target, samples: Samples, out: Path
-) -> None:
-    whole = out.with_name("whole")
-    Trainer(target, samples, short(), whole).run()
+@pytest.fixture(scope="module")
+def whole(target: Target, samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    Trainer(target, samples, short(), out).run()
+    return out
 
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(
+    target: Target, samples: Samples, out: Path, whole: Path
+) -> None:
     def stop(progress: Progress) -> None:
         if progress.step == 7:
             raise KeyboardInterrupt
@@ -114,7 +119,9 @@ Trainer(tiny_target(), samples_of(8, 16), short(), Path(sys.argv[1])).run(
 """
 
 
-def test_a_kill_loses_at_most_one_interval(target: Target, samples: Samples, out: Path) -> None:
+def test_a_kill_loses_at_most_one_interval(
+    target: Target, samples: Samples, out: Path, whole: Path
+) -> None:
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), *sys.path])
     process = subprocess.Popen(
@@ -138,39 +145,29 @@ def test_a_kill_loses_at_most_one_interval(target: Target, samples: Samples, out
         file.write('{"step": 8, "lo')
     (out / f"{STATE_FILE}.tmp").write_bytes(b"half")
     Trainer(target, samples, short(), out).run()
-    whole = out.with_name("whole")
-    Trainer(target, samples, short(), whole).run()
     assert history(out) == history(whole)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"lr": 2e-3}, r"lr was 0\.001, now 0\.002"), ({"steps": 24}, "steps was 12, now 24")],
-)
-def test_another_config_does_not_continue_a_run(
-    target: Target, samples: Samples, out: Path, change: dict[str, Any], message: str
-) -> None:
-    Trainer(target, samples, short(), out).run()
-    with pytest.raises(ConfigError, match=message):
-        Trainer(target, samples, short(**change), out).run()
+def test_another_run_does_not_go_on(target: Target, samples: Samples, out: Path) -> None:
+    """Of another config, other data, another target, or a state that is damaged."""
+    brief = short(steps=4)
+    Trainer(target, samples, brief, out).run()
+    for change, message in (
+        (short(steps=4, lr=2e-3), r"lr was 0\.001, now 0\.002"),
+        (short(steps=24), "steps was 4, now 24"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Trainer(target, samples, change, out).run()
     with pytest.raises(ConfigError, match="samples was 8, now 9"):
-        Trainer(target, samples_of(9, 16), short(), out).run()
-
-
-def test_another_target_does_not_continue_a_run(samples: Samples, out: Path) -> None:
-    Trainer(tiny_target(), samples, short(), out).run()
+        Trainer(target, samples_of(9, 16), brief, out).run()
     other = tiny_target()
     other.model.get_input_embeddings().weight.data.mul_(2)
     with pytest.raises(PairMismatch, match="another target"):
-        Trainer(other, samples, short(), out).run()
-
-
-def test_a_damaged_state_is_named(target: Target, samples: Samples, out: Path) -> None:
-    Trainer(target, samples, short(), out).run()
+        Trainer(other, samples, brief, out).run()
     path = out / STATE_FILE
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
-        Trainer(target, samples, short(), out).run()
+        Trainer(target, samples, brief, out).run()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
@@ -209,7 +206,7 @@ def test_epochs_are_counted_in_batches(target: Target, samples: Samples, out: Pa
 
 
 def test_bfloat16_trains_float32_weights(samples: Samples, out: Path) -> None:
-    config = short(precision="bfloat16")
+    config = short(precision="bfloat16", save_every=12)
     Trainer(tiny_target(torch.bfloat16), samples, config, out).run()
     records = [record for record in history(out) if "loss" in record]
     assert records[-1]["loss"] < records[0]["loss"]
