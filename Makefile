@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 VLLM_ENV ?= build/vllm
 RAY_ENV ?= build/ray
 
-.PHONY: help setup demo test oldest check planted compiled bench docs test-vllm bench-vllm test-ray clean
+.PHONY: help setup demo test oldest check planted fuzz compiled bench docs test-vllm bench-vllm test-ray clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,10 @@ planted: setup ## every planted bug must be caught by its named oracle
 
 compiled: setup ## compiled forwards through the compiler of torch (minutes)
 	JAKIRO_COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/engine/test_compile.py
+
+fuzz: setup ## random requests to the server, made from its own OpenAPI document: none may end in 5xx
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt schemathesis
+	$(BIN)/python -m scripts.fuzz
 
 bench: setup ## measure the bundled pair on the shipped prompts
 	$(BIN)/jakiro bench --out runs/bench

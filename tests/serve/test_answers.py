@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from jakiro.engine.engine import Engine
 from jakiro.sampling.params import SamplingParams
 from jakiro.serve.constrain import Grammars
+from jakiro.serve.logs import JsonLines
 from tests.serve.conftest import HELLO, NAME, chat, events
 
 CHAT = "/v1/chat/completions"
@@ -153,6 +154,16 @@ def test_constrained_answers_are_drafted_and_lossless(
     assert choice["finish_reason"] == "stop"
     assert set(json.loads(wanted.text)) == {"name", "sizes"}
     assert choice["jakiro"]["num_accepted"] > 0
+
+
+def test_what_is_said_is_not_logged(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="jakiro.serve"):
+        answer = post(client, CHAT, chat(messages=[{"role": "user", "content": "qwertz"}])).json()
+        client.get("/health")  # by then the line is written
+    (line,) = [JsonLines().format(record) for record in caplog.records]
+    assert json.loads(line)["event"] == "answered" and answer["id"] in line
+    assert "qwertz" not in line
+    assert json.dumps(answer["choices"][0]["message"]["content"])[1:-1] not in line
 
 
 def test_tools_reach_the_template(client: TestClient, speaker: Any) -> None:

@@ -128,6 +128,7 @@ class Service:
         self._check_open(num_choices)
         choices = self._submitted(asked, prompts, params, matcher)
         job = Job(f"{kind}-{secrets.token_hex(12)}", sum(map(len, prompts)), choices)
+        self._num_open += num_choices
         task = asyncio.ensure_future(self._follow(job))
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
@@ -161,15 +162,17 @@ class Service:
 
     async def _follow(self, job: Job) -> None:
         """See a job to its end: its places are free again when the engine has let it go."""
-        self._num_open += len(job.choices)
-        await job.read()
-        self._num_open -= len(job.choices)
+        try:
+            await job.read()
+        finally:
+            self._num_open -= len(job.choices)
         done = [choice.done for choice in job.choices if choice.done is not None]
         logs.event(
             "answered",
             id=job.job_id,
             abandoned=job.is_abandoned,
             finish=[completion.finish_reason for completion in done],
+            errors=[completion.error for completion in done if completion.error],
             tau=[round(completion.stats.tau, 3) for completion in done],
             first_ms=[round(1e3 * (choice.clock.first_s or 0), 1) for choice in job.choices],
             total_ms=round(1e3 * max(choice.clock.seconds for choice in job.choices), 1),
