@@ -199,17 +199,22 @@ class Batch:
 
     def emit(self, tree: TokenTree, nodes: NodeView, verdict: Verdict, out: TargetOutput) -> None:
         """Hand every row its accepted tokens and its bonus."""
-        tokens = tree.tokens.tolist()
-        deepest = (tree.depth * tree.valid).amax(-1).tolist()
-        num_drafted = (tree.valid.sum(-1) - 1).tolist()
-        failed = nodes.failed.gather(1, verdict.path).tolist()
+        sizes = torch.stack([tree.valid.sum(-1), (tree.depth * tree.valid).amax(-1)], 1)
+        parts = (sizes, tree.tokens.gather(1, verdict.path), nodes.failed.gather(1, verdict.path))
+        width = verdict.path.shape[1]
+        # One transfer to the host instead of one for each.
+        facts = torch.cat(parts, 1).tolist()
         for row, (request, path) in enumerate(zip(self.rows, verdict.paths, strict=True)):
+            (num_valid, deepest), along = facts[row][:2], facts[row][2:]
             request.stats.num_forwards += 1
-            request.stats.num_drafted += num_drafted[row]
-            request.stats.count_path(len(path) - 1, deepest[row])
-            new = [tokens[row][node] for node in path[1:]] + [verdict.bonuses[row]]
-            logits = out.logits[row, verdict.path[row, : len(path)]]
-            self._take(row, new, logits, failed[row][: len(path)])
+            request.stats.num_drafted += num_valid - 1
+            request.stats.count_path(len(path) - 1, deepest)
+            new = [*along[1 : len(path)], verdict.bonuses[row]]
+            logits = out.logits[row]
+            if request.params.logprobs is not None:
+                logits = logits[verdict.path[row, : len(path)]]
+            failed = [bool(flag) for flag in along[width : width + len(path)]]
+            self._take(row, new, logits, failed)
 
     def trace(self, tree: TokenTree, verdict: Verdict, times_ms: tuple[float, float]) -> None:
         """Record the cycle for the rows that asked for it; ``times_ms`` of draft and verify."""
@@ -255,7 +260,8 @@ class Batch:
 
     def _take(self, row: int, tokens: list[int], logits: Tensor, failed: list[bool]) -> int:
         """Give ``tokens`` to a row, up to the first one whose choice ``failed``; they were chosen
-        from raw ``logits`` [len(tokens), V]. Returns how many it took."""
+        from raw ``logits`` [len(tokens), V], read for log-probabilities only. Returns how many
+        it took."""
         request = self.rows[row]
         num_good = failed.index(True) if True in failed else len(tokens)
         taken = request.take(tokens[:num_good])

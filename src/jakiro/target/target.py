@@ -36,6 +36,7 @@ class Target:
 
     route: Route
     feature_refusal: str | None
+    _compiled: Compiled | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = causal_lm(model)
@@ -43,7 +44,6 @@ class Target:
         packed = packed_view(self.model)
         is_packed = packed is not self.model
         self._runner = shared_copy(packed, attends(GROUPED)) if is_packed else self.model
-        self._compiled: Compiled | None = None
         self.windows = windows(self.config)
         self._head_transform = head_transform(self.config)
         self.num_layers = int(self.config.num_hidden_layers)

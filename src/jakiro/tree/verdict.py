@@ -24,14 +24,19 @@ class Verdict:
     bonus: Tensor
 
     @cached_property
+    def _host(self) -> list[list[int]]:
+        """[bonus, num_accepted, path ...] per row, in one transfer."""
+        ends = torch.stack([self.bonus, self.num_accepted], 1)
+        return torch.cat([ends, self.path], 1).tolist()
+
+    @cached_property
     def paths(self) -> list[list[int]]:
         """Per row the accepted node indices, root first, without padding."""
-        counts = self.num_accepted.tolist()
-        return [row[: n + 1] for row, n in zip(self.path.tolist(), counts, strict=True)]
+        return [path[: count + 1] for _, count, *path in self._host]
 
     @cached_property
     def bonuses(self) -> list[int]:
-        return self.bonus.tolist()
+        return [row[0] for row in self._host]
 
 
 def accepted_path(accepted: Tensor) -> tuple[Tensor, Tensor]:
