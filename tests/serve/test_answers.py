@@ -95,7 +95,9 @@ def _check_trace(parts: list[dict[str, Any]], scored: list[dict[str, Any]]) -> N
         for depth, (above, node) in enumerate(pairwise(cycle["path"]), start=1):
             assert cycle["parents"][node] == above
             token = next(came, None)
-            wanted = {"id": cycle["tokens"][node], "how": "drafted", "depth": depth}
+            wanted = {"id": cycle["tokens"][node], "how": "drafted", "depth": depth} | {
+                "origin": "draft_model"
+            }
             assert token is None or token.items() >= wanted.items()
         token = next(came, None)
         assert token is None or (token["id"], token["how"]) == (cycle["bonus"], "bonus")

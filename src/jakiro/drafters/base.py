@@ -108,6 +108,11 @@ class Drafter(ABC):
         """One tree per row, no deeper than the row's cap and the plan, of at most ``plan.budget``
         nodes besides the root. Auxiliary nodes, which are not valid, may come on top."""
 
+    def origin(self, row: int, depth: int) -> str:
+        """What of it proposed the nodes of ``row`` at ``depth`` >= 1 in the last draft, in a word,
+        for people to see."""
+        return self.name
+
     @abstractmethod
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         """Learn what became of the tree. Called after every cycle, empty trees included."""

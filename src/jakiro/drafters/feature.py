@@ -87,6 +87,7 @@ class FeatureDrafter(Drafter):
         self._cache = KVCache(1)
         self._features: list[Tensor] = []
         self._tokens: list[Tensor] = []
+        self._last_fed = 0
         self.num_forwards = 0
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
@@ -128,7 +129,7 @@ class FeatureDrafter(Drafter):
             kind = "decoupled"
         contrasts = max(0, min(self._contrasts, depth - 1))
         # Nodes deeper than this are never fed: contrasts of this level score their children.
-        last_fed = depth - 1 - contrasts
+        last_fed = self._last_fed = depth - 1 - contrasts
         out = self._catch_up(contrasts if last_fed <= 0 else 0)
         nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
         stable = list(self._cache.lengths)
@@ -162,6 +163,9 @@ class FeatureDrafter(Drafter):
         first = scores(nodes, 1)[:, 0]
         tree = grow(request.plan, request.roots, first, expand, request.depth_caps)
         return self.vocabulary.named(tree)
+
+    def origin(self, row: int, depth: int) -> str:
+        return "contrast" if depth > self._last_fed + 1 else self.name
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         assert out.features is not None

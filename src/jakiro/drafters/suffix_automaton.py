@@ -208,6 +208,7 @@ class SuffixAutomaton(Drafter):
         self._inner, self._corpus = inner, corpus
         self._threshold, self._growth, self._corpus_bias = threshold, growth, corpus_bias
         self._rows: list[_Row] = []
+        self._takes: list[bool] = []
         if inner is not None:
             self.name = f"{self.name}+{inner.name}"
             self.needs = inner.needs
@@ -234,7 +235,8 @@ class SuffixAutomaton(Drafter):
         self._extend(row, ids)
 
     def draft(self, request: DraftRequest) -> TokenTree:
-        sketches, takes = [], []
+        sketches: list[Sketch] = []
+        takes = self._takes = []
         roots = request.roots.tolist()
         for row, root, cap in zip(self._rows, roots, request.depth_caps, strict=True):
             self._extend(row, [root])
@@ -251,6 +253,11 @@ class SuffixAutomaton(Drafter):
         other = self._inner.draft(replace(request, depth_caps=caps, plan=plan))
         self.module_ms = self._inner.module_ms
         return mix(takes, tree, other) if any(takes) else other
+
+    def origin(self, row: int, depth: int) -> str:
+        if self._inner is None or self._takes[row]:
+            return type(self).name
+        return self._inner.origin(row, depth)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         for row, tokens, path in zip(self._rows, tree.tokens.tolist(), verdict.paths, strict=True):

@@ -216,11 +216,13 @@ class Batch:
             failed = [bool(flag) for flag in along[width : width + len(path)]]
             self._take(row, new, logits, failed)
 
-    def trace(self, tree: TokenTree, verdict: Verdict, times_ms: tuple[float, float]) -> None:
+    def trace(
+        self, tree: TokenTree, verdict: Verdict, times_ms: tuple[float, float], drafter: Drafter
+    ) -> None:
         """Record the cycle for the rows that asked for it; ``times_ms`` of draft and verify."""
         for row, request in enumerate(self.rows):
             if request.params.trace:
-                request.cycles.append(Cycle.of(tree, verdict, row, times_ms))
+                request.cycles.append(Cycle.of(tree, verdict, row, times_ms, drafter.origin))
 
     def leave(self, drafter: Drafter) -> list[Request]:
         """Remove the finished rows everywhere; returns them.

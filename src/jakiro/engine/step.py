@@ -31,7 +31,7 @@ def step(batch: Batch, target: Target, drafter: Drafter, rule: RuleFunction, tot
         1e3 * (verified - drafted),
         1e3 * (time.perf_counter() - began),
     )
-    batch.trace(tree, verdict, (times[0], times[2]))
+    batch.trace(tree, verdict, (times[0], times[2]), drafter)
     batch.policy.learn(tree, verdict, Times(times[0], times[3] - times[0]))
     for stats in (total, *(request.stats for request in batch.rows)):
         stats.count_times(*times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jakiro.tree.token_tree import TokenTree
@@ -19,6 +20,8 @@ class Cycle:
 
     tokens: list[int]
     parents: list[int]
+    origins: list[str]
+    """What proposed each node (``Drafter.origin``); nothing at the root."""
     path: list[int]
     bonus: int
     draft_ms: float
@@ -26,15 +29,22 @@ class Cycle:
 
     @classmethod
     def of(
-        cls, tree: TokenTree, verdict: Verdict, row: int, times_ms: tuple[float, float]
+        cls,
+        tree: TokenTree,
+        verdict: Verdict,
+        row: int,
+        times_ms: tuple[float, float],
+        origin: Callable[[int, int], str],
     ) -> Cycle:
-        """That of ``row``; ``times_ms``: of drafting and verifying."""
+        """That of ``row``; ``times_ms``: of drafting and verifying; ``origin`` of its drafter."""
         nodes = tree.valid[row].nonzero()[:, 0].tolist()
         places = {node: place for place, node in enumerate(nodes)}
         tokens, parents = tree.tokens[row].tolist(), tree.parents[row].tolist()
+        depths = tree.depth[row].tolist()
         return cls(
             tokens=[tokens[node] for node in nodes],
             parents=[places.get(parents[node], -1) for node in nodes],
+            origins=[origin(row, depths[node]) if node else "" for node in nodes],
             path=[places[node] for node in verdict.paths[row]],
             bonus=verdict.bonuses[row],
             draft_ms=times_ms[0],

@@ -18,16 +18,18 @@ class Provenance:
 
     def told(self, chunk: Chunk) -> dict[str, Any]:
         """``tokens``: what came, in order, each ``first`` (from the prompt alone), ``drafted`` (at
-        a depth of the tree) or ``bonus`` (the target's own). ``cycles``: the trees, with texts."""
-        origins: list[tuple[str, int | None]] = [("first", None)] if self._last is None else []
+        a depth of the tree, by some part of the drafter) or ``bonus`` (the target's own).
+        ``cycles``: the trees, with texts."""
+        origins = [_own("first")] if self._last is None else []
         for cycle in chunk.cycles:
-            origins += [("drafted", depth) for depth in range(1, len(cycle.path))]
-            origins.append(("bonus", None))
+            for depth, node in enumerate(cycle.path[1:], start=1):
+                origins.append({"how": "drafted", "depth": depth, "origin": cycle.origins[node]})
+            origins.append(_own("bonus"))
         texts = self._tokens.pieces(self._last, chunk.token_ids)
         tokens = [
-            {"id": token, "text": text, "how": how, "depth": depth}
+            {"id": token, "text": text, **origin}
             # An answer may end within what a cycle brought.
-            for token, text, (how, depth) in zip(chunk.token_ids, texts, origins, strict=False)
+            for token, text, origin in zip(chunk.token_ids, texts, origins, strict=False)
         ]
         self._last = chunk.token_ids[-1] if chunk.token_ids else self._last
         cycles = [
@@ -35,3 +37,8 @@ class Provenance:
             for cycle in chunk.cycles
         ]
         return {"tokens": tokens, "cycles": cycles}
+
+
+def _own(how: str) -> dict[str, Any]:
+    """Of a token that the target itself chose."""
+    return {"how": how, "depth": None, "origin": None}
