@@ -9,7 +9,8 @@ threads, no second process. The JSON report has a row per engine, method and tas
     {"engine", "version", "method", "task", "num_tokens": [per prompt], "tokens_per_s": [per prompt,
      the median of its repetitions, prefill included], "texts_sha256", "drafts", "accepted"}
 
-Rows of one task with equal ``texts_sha256`` have the same token ids in every prompt.
+Rows of one task with equal ``texts_sha256`` have the same token ids in every prompt. A table is
+written beside the report.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from jakiro.hub.convert.exporting import export_head
 Jobs = dict[tuple[str, str], dict[str, Any]]
 """By engine and method."""
 
+PLAIN = ("jakiro", "plain")
+
 
 def jobs(room: Path, depth: int, eager: bool) -> Jobs:
     """What is measured."""
@@ -47,7 +50,7 @@ def jobs(room: Path, depth: int, eager: bool) -> Jobs:
         full = settings and {**settings, "num_speculative_tokens": depth}
         found["vllm", name] = vllm_job(full, eager)
     for name, drafter in {"plain": "none", "jakiro": "jakiro"}.items():
-        found["jakiro", name] = {"engine": "jakiro", "target": str(TARGET), "drafter": drafter}
+        found["jakiro", name] = {"engine": "jakiro", "target": TARGET.name, "drafter": drafter}
     return found
 
 
@@ -95,15 +98,26 @@ def row(name: tuple[str, str], version: str, task: str, found: list[list[dict[st
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Tokens per second over all prompts, as Markdown."""
-    lines = ["| task | engine | method | tokens/s | text |", "|---|---|---|---|---|"]
-    for one in rows:
+    """The rows as Markdown: speed over all prompts, against plain decoding of this package."""
+
+    def speed(one: dict[str, Any]) -> float:
         seconds = sum(n / v for n, v in zip(one["num_tokens"], one["tokens_per_s"], strict=True))
+        return float(sum(one["num_tokens"]) / seconds)
+
+    plain = {one["task"]: one for one in rows if (one["engine"], one["method"]) == PLAIN}
+    lines = [
+        "| task | engine | method | tokens/s | to jakiro plain | τ | same text |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        base = plain[one["task"]]
+        tau = 1 + sum(one["accepted"]) / one["drafts"] if one["drafts"] else 1
+        is_same = "yes" if one["texts_sha256"] == base["texts_sha256"] else "no"
         lines.append(
             f"| {one['task']} | {one['engine']} {one['version']} | {one['method']} | "
-            f"{sum(one['num_tokens']) / seconds:.1f} | {one['texts_sha256'][:8]} |"
+            f"{speed(one):.1f} | {speed(one) / speed(base):.2f} | {tau:.2f} | {is_same} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -137,6 +151,7 @@ def main() -> None:
     }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    chosen.out.with_suffix(".md").write_text(table(rows), "utf-8")
     print(table(rows))
 
 

@@ -94,21 +94,21 @@ class Chain:
     the limit, where vLLM cuts what was accepted instead."""
 
     def __init__(self, job: dict[str, Any]) -> None:
+        import torch
+
         import jakiro
-        from jakiro.api import Target, load
         from jakiro.drafters.feature import FeatureDrafter
         from jakiro.hub import checkpoint
         from jakiro.hub.models import load_model, load_tokenizer
+        from jakiro.target.target import Target
 
         self.version = jakiro.__version__
         self._params = jakiro.SamplingParams
         self._depth = job["depth"]
-        import torch
-
         model = load_model(job["target"], torch.float32, torch.device("cpu"))
         head = checkpoint.load(Path(job["head"]))
-        drafter = FeatureDrafter(head, Target(model), contrast_levels=0)  # type: ignore[arg-type]
-        self._engine = load(
+        drafter = FeatureDrafter(head, Target(model), contrast_levels=0)
+        self._engine = jakiro.load(
             model,
             drafter,
             tokenizer=load_tokenizer(job["target"]),
@@ -127,7 +127,9 @@ class Chain:
         request.cancel()
         self._engine.step()
         stats = request.stats
-        return request.token_ids[:max_tokens], (stats.num_forwards, stats.accepted_by_depth)
+        # Of an answer that prefill alone has ended there are no counts yet.
+        accepted = stats.accepted_by_depth or [0] * self._depth
+        return request.token_ids[:max_tokens], (stats.num_forwards, accepted)
 
 
 ENGINES: dict[str, Any] = {"vllm": Vllm, "jakiro": Jakiro, "chain": Chain}
