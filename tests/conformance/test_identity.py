@@ -51,9 +51,9 @@ def light() -> list[Cell]:
 
 
 def views() -> list[Cell]:
-    """Two trees for each, then one on each of the other families that it takes, in turn."""
+    """Each once, then on every family one that it takes, in turn."""
     trees, batches, settings = COLUMNS[1:]
-    named = [(case, world.home(case)) for case in world.view_cases() for _ in range(2)]
+    named = [(case, world.home(case)) for case in world.view_cases()]
     wanted = cycle(world.view_cases())
     for family in FAMILIES:
         case = next(case for case in wanted if world.takes(case, family))

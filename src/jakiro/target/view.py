@@ -38,7 +38,7 @@ class View(Target):
 
     def __init__(self, target: Target, changes: Changes) -> None:
         # No probe of its own: what was found of the target holds for the same modules.
-        vars(self).update(vars(target))
+        vars(self).update(vars(target) | {"_compiled": None})
         waiting = dict(changes)
 
         def change(name: str, module: nn.Module) -> None:
