@@ -1,6 +1,6 @@
 """Writes what the documentation takes from the program: ``docs/commands.md``, the help of every
 command as it is printed, ``docs/methods.md``, what the registries say of every method, and the
-tables in ``docs/benchmarks.md``.
+tables in ``docs/rules.md`` and ``docs/benchmarks.md``.
 
 A table stands between ``<!-- table: FILE.json -->`` and ``<!-- end -->``; ``FILE.json`` is the
 report of ``jakiro bench --out``, copied to ``docs/benchmarks``; everything around it is written by
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "commands.md"
-METHODS = DOCS / "methods.md"
+METHODS, RULES_PAGE = DOCS / "methods.md", DOCS / "rules.md"
 BENCHMARKS, REPORTS = DOCS / "benchmarks.md", DOCS / "benchmarks"
 WIDTH = 90
 
@@ -33,8 +33,9 @@ Made by `make docs` from the registries of drafters and rules.
 Under the rule `match` every drafter is *exact*: the tokens of plain decoding with the same seed,
 greedy and sampled, whatever it drafts. What another rule promises is in the second table and in
 [rules](rules.md); a drafter whose drafts can be sampled works with all of them, others with `match`
-and `typical_lossy`. A drafter fills whatever tree it is asked for, chain, static or dynamic; the
-one named is what it takes by itself. `jakiro recommend` measures which of them pay on a machine.
+and `typical_lossy`. A drafter fills whatever tree it is asked for, chain, static, beam or dynamic;
+the one named is what it takes by itself. `jakiro recommend` measures which of them pay on a
+machine.
 """
 NEEDS = {
     "nothing": "nothing",
@@ -42,6 +43,7 @@ NEEDS = {
     "model": "a language model of the same tokenizer",
     "target": "nothing: a view of the target",
 }
+MATRIX = re.compile(r"(<!-- rules -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 TABLE = re.compile(r"(<!-- table: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -65,7 +67,6 @@ def render() -> str:
 def methods() -> str:
     """The page of methods as it should be."""
     from jakiro.drafters.registry import ENTRIES
-    from jakiro.verify import RULES
 
     lines = [
         METHODS_INTRODUCTION,
@@ -85,11 +86,28 @@ def methods() -> str:
             entry.memory,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## Rules", "", "| rule | promise | trees | drafts |", "|---|---|---|---|"]
+    return "\n".join([*lines, "", "## Rules", "", *matrix()]) + "\n"
+
+
+def matrix() -> list[str]:
+    """Which drafts every rule takes, as a table."""
+    from jakiro.tree.shapes import KINDS
+    from jakiro.verify import RULES
+
+    lines = [
+        f"| rule | promise | {' | '.join(KINDS)} | nodes |",
+        f"|---|---|{'---|' * len(KINDS)}---|",
+    ]
     for rule in RULES.values():
-        drafts = "sampled" if rule.is_sampled else "any candidates"
-        lines.append(f"| `{rule.name}` | {rule.promise} | {', '.join(rule.trees)} | {drafts} |")
-    return "\n".join(lines) + "\n"
+        cells = " | ".join("yes" if kind in rule.trees else "no" for kind in KINDS)
+        lines.append(f"| `{rule.name}` | `{rule.promise}` | {cells} | {rule.nodes} |")
+    return lines
+
+
+def fill_rules(page: str) -> str:
+    """``page`` with the table of rules as their contracts say."""
+    table = "\n".join(matrix())
+    return MATRIX.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
 
 
 def _shape(plan: TreePlan) -> str:
@@ -142,6 +160,7 @@ def write_cells(page: str, reports: Path) -> None:
 if __name__ == "__main__":
     PAGE.write_text(render(), "utf-8")
     METHODS.write_text(methods(), "utf-8")
+    RULES_PAGE.write_text(fill_rules(RULES_PAGE.read_text("utf-8")), "utf-8")
     text = BENCHMARKS.read_text("utf-8")
     write_cells(text, REPORTS)
     BENCHMARKS.write_text(fill(text, REPORTS), "utf-8")

@@ -6,7 +6,18 @@ import re
 from pathlib import Path
 
 from jakiro.bench.store import REPORT_FILE, save
-from scripts.docs import BENCHMARKS, DOCS, METHODS, REPORTS, fill, methods, write_cells
+from jakiro.verify import RULES
+from scripts.docs import (
+    BENCHMARKS,
+    DOCS,
+    METHODS,
+    REPORTS,
+    RULES_PAGE,
+    fill,
+    fill_rules,
+    methods,
+    write_cells,
+)
 from tests.bench.support import whole_report
 
 PAGE = """Before.
@@ -34,6 +45,13 @@ def test_the_committed_page_of_methods_is_that_of_the_registries() -> None:
     assert methods() == page, "a registry changed: run make docs and look at the diff"
     linked = re.findall(r"\]\((\S+\.md)\)", page)
     assert linked and all((DOCS / path).is_file() for path in linked)
+
+
+def test_the_committed_page_of_rules_has_their_contracts() -> None:
+    page = RULES_PAGE.read_text("utf-8")
+    assert fill_rules(page) == page, "a contract changed: run make docs and look at the diff"
+    assert page.count("\n- Contract:") == len(RULES)
+    assert all(f"\n**`{name}`**" in page for name in RULES)
 
 
 def test_filling_replaces_tables_and_keeps_the_prose(tmp_path: Path) -> None:

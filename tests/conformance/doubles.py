@@ -48,7 +48,7 @@ class TargetDrafter(Drafter):
             return request.noise.scores(self._logits(paths), frontier.depth + 1)
 
         first = request.noise.scores(self._logits(paths), 1)[:, 0]
-        return grow(request.plan, request.roots, first, expand, request.depth_caps)
+        return grow(request.plan, request.roots, first, expand, request.depth_caps, request.choose)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         for row, path in enumerate(verdict.paths):
@@ -80,7 +80,7 @@ class Table(Drafter):
             return request.noise.scores(self._logits[frontier.tokens], frontier.depth + 1)
 
         first = request.noise.scores(self._logits[request.roots[:, None]], 1)[:, 0]
-        return grow(request.plan, request.roots, first, expand, request.depth_caps)
+        return grow(request.plan, request.roots, first, expand, request.depth_caps, request.choose)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         """Nor does it learn."""
@@ -185,6 +185,8 @@ EVERY_PLAN = (
     TreePlan("dynamic", depth=3, width=6, budget=5),
     TreePlan("dynamic", depth=6, width=2, budget=40),
     TreePlan("dynamic", depth=2, width=70, budget=30),
+    TreePlan.beam(3, 5),
+    TreePlan.beam(2, 70),
     TreePlan.parse("static:eagle1"),
     TreePlan.static(((2,), (0,), (1,), (2, 1), (2, 0), (2, 1, 3))),
 )

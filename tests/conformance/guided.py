@@ -53,7 +53,7 @@ class Guided(Drafter):
             self._plant(draft, path, wanted)
             rows.append(draft)
         guided = _stack(rows, request.roots.device)
-        guided.check()
+        guided.check(has_twins=request.is_sampled)
         self.trees.append(guided)
         return guided
 

@@ -19,26 +19,35 @@ from tests.conformance.doubles import Table
 
 TOY = ToyTarget.random(6)
 CHAIN, STATIC, DYNAMIC = TreePlan.chain(3), TreePlan.static(EAGLE1_PATHS), TreePlan()
+BEAM = TreePlan.beam(3, 4)
+PLANS = (CHAIN, STATIC, BEAM, DYNAMIC)
 TAKEN = {
-    "match": (CHAIN, STATIC, DYNAMIC),
+    "match": PLANS,
     "token": (CHAIN,),
-    "rrs": (CHAIN, STATIC),
     "block": (CHAIN,),
-    "typical_lossy": (CHAIN, STATIC, DYNAMIC),
+    "rrs": (CHAIN, STATIC, BEAM),
+    "traversal": (CHAIN, STATIC, BEAM),
+    "multi_round": (CHAIN, STATIC),
+    "kseq": (CHAIN, STATIC),
+    "hybrid": (CHAIN, STATIC),
+    "typical_lossy": PLANS,
 }
 CUT = (
     TreePlan("chain", depth=3, width=1, budget=2),
     TreePlan("chain", depth=3, width=4, budget=12),
     TreePlan("static", STATIC.depth, STATIC.width, 9, EAGLE1_PATHS),
+    TreePlan("beam", depth=3, width=4, budget=11),
+    TreePlan.parse("static:0,2"),
+    TreePlan.parse("static:0,0.1"),
 )
-"""Plans that drop some of the nodes they make, by score."""
+"""Plans that drop some of the nodes they make, by score or by rank."""
 
 
 def build(rule: str, plan: TreePlan, drafter: Drafter | None = None) -> Engine:
     return Engine(TOY, drafter or Table(torch.zeros(6, 6)), RULES[rule], plan=plan)
 
 
-@pytest.mark.parametrize("plan", [CHAIN, STATIC, DYNAMIC], ids=lambda plan: plan.kind)
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.kind)
 @pytest.mark.parametrize("rule", RULES)
 def test_the_table_of_rules_and_trees(rule: str, plan: TreePlan) -> None:
     if plan in TAKEN[rule]:
@@ -53,7 +62,7 @@ def test_the_table_of_rules_and_trees(rule: str, plan: TreePlan) -> None:
 @pytest.mark.parametrize("plan", CUT, ids=range(len(CUT)))
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.is_sampled])
 def test_a_tree_that_is_cut_by_score_is_refused(rule: str, plan: TreePlan) -> None:
-    with pytest.raises(ConfigError, match="no score cuts"):
+    with pytest.raises(ConfigError, match="no score cuts and that leave out no rank"):
         build(rule, plan)
     assert build("match", plan).plan == plan
 

@@ -21,7 +21,8 @@ from jakiro.drafters.base import DraftRequest
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.engine.batch import Batch
 from jakiro.engine.request import Request
-from jakiro.sampling import nodes, process
+from jakiro.sampling import draws, nodes, process
+from jakiro.sampling.draws import WithoutReplacement, WithReplacement
 from jakiro.sampling.nodes import Nodes
 from jakiro.sampling.noise import gumbel, position_keys
 from jakiro.sampling.params import SamplingParams
@@ -33,6 +34,7 @@ from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 from jakiro.verify import rejection
+from jakiro.verify.traversal import _State
 from tests.conformance import test_extremes, test_identity, test_in_law
 from tests.engine import test_stops
 from tests.verify import test_vectorised
@@ -261,20 +263,79 @@ def sampled_bonus_from_raw_logits(patch: pytest.MonkeyPatch) -> None:
 
 def draft_unnormalised_after_a_rejection(patch: pytest.MonkeyPatch) -> None:
     """The next sibling is tried by the law that the first was drawn from."""
-    honest = rejection._rejected
-    patch.setattr(rejection, "_rejected", lambda t, d, token: (honest(t, d, token)[0], d))
+    patch.setattr(rejection, "without", lambda draft, token: draft)
+
+
+def residual_unnormalised(patch: pytest.MonkeyPatch) -> None:
+    """What a rejection leaves of the target is not made a law again."""
+    patch.setattr(rejection, "excess", lambda target, draft: (target - draft).clamp_min(0))
 
 
 def siblings_out_of_draw_order(patch: pytest.MonkeyPatch) -> None:
     """They are tried from the least to the most probable, as a tidy drafter might sort them."""
-    honest = grow._children
+    honest = WithoutReplacement._drawn
 
-    def children(*arguments: Any) -> tuple[Tensor, Tensor]:
-        values, tokens = honest(*arguments)
+    def drawn(*arguments: Any) -> tuple[Tensor, grow.Nodes]:
+        tokens, made = honest(*arguments)
         order = tokens.argsort(-1)
-        return values.gather(-1, order), tokens.gather(-1, order)
+        return tokens.gather(-1, order), grow.Nodes(*(each.gather(-1, order) for each in made))
 
-    patch.setattr(grow, "_children", children)
+    patch.setattr(WithoutReplacement, "_drawn", drawn)
+
+
+def beams_by_probability(patch: pytest.MonkeyPatch) -> None:
+    """Which of the drawn nodes stay is decided by how probable they are."""
+    honest = WithoutReplacement._drawn
+
+    def drawn(*arguments: Any) -> tuple[Tensor, grow.Nodes]:
+        tokens, made = honest(*arguments)
+        return tokens, grow.Nodes(made.scores, made.scores)
+
+    patch.setattr(WithoutReplacement, "_drawn", drawn)
+
+
+def twins_dropped(patch: pytest.MonkeyPatch) -> None:
+    """A token that was drawn twice is tried once."""
+    honest = WithReplacement._drawn
+
+    def drawn(*arguments: Any) -> tuple[Tensor, grow.Nodes]:
+        tokens, made = honest(*arguments)
+        earlier = torch.ones(2 * tokens.shape[-1:], dtype=torch.bool).tril(-1)
+        is_twin = ((tokens[..., None] == tokens[..., None, :]) & earlier).any(-1)
+        return tokens, grow.Nodes(*(each.masked_fill(is_twin, -torch.inf) for each in made))
+
+    patch.setattr(WithReplacement, "_drawn", drawn)
+
+
+def many_candidates_as_one(patch: pytest.MonkeyPatch) -> None:
+    """Each of the k candidates is accepted as if it were the only one."""
+    patch.setattr("jakiro.verify.kseq._hit", lambda overlap, number: torch.ones_like(overlap))
+
+
+def drawn_from_the_whole_law(patch: pytest.MonkeyPatch) -> None:
+    """The child beside the most probable ones may be one of them, and is then not drafted."""
+    honest = draws._picked
+
+    def picked(law: Tensor, uniforms: Tensor) -> Tensor:
+        best = law.argmax(-1, keepdim=True)
+        spread = law.scatter_add(2, best, 0.3 * law.gather(2, best))
+        return honest(spread, uniforms)
+
+    patch.setattr(draws, "_picked", picked)
+
+
+def weight_without_the_path(patch: pytest.MonkeyPatch) -> None:
+    """A node is weighed by its own token alone."""
+    honest = _State.enter
+
+    def enter(self: Any, rows: Tensor, parents: Tensor, children: Tensor) -> None:
+        kept = self.weight
+        self.weight = torch.ones_like(kept)
+        honest(self, rows, parents, children)
+        kept[rows, children] = self.weight[rows, children]
+        self.weight = kept
+
+    patch.setattr(_State, "enter", enter)
 
 
 def identity(
@@ -317,7 +378,7 @@ BUGS = (
         ANCHOR,
         [TreePlan.chain(4), SamplingParams(temperature=1.3, top_p=0.9)],
     ),
-    Bug("raw bonus of a drawn draft", sampled_bonus_from_raw_logits, FULL, [("rrs", "chain")]),
+    Bug("raw bonus of a drawn draft", sampled_bonus_from_raw_logits, FULL, [("token", "chain")]),
     Bug(
         "draft unnormalised after a rejection",
         draft_unnormalised_after_a_rejection,
@@ -325,6 +386,12 @@ BUGS = (
         [],
     ),
     Bug("siblings out of draw order", siblings_out_of_draw_order, LAW, [("rrs", "static")]),
+    Bug("residual not normalised", residual_unnormalised, LAW, [("rrs", "static")]),
+    Bug("beams kept by probability", beams_by_probability, LAW, [("rrs", "beam")]),
+    Bug("twins tried once", twins_dropped, LAW, [("multi_round", "static")]),
+    Bug("many candidates as one", many_candidates_as_one, LAW, [("kseq", "static")]),
+    Bug("another law than the child's", drawn_from_the_whole_law, LAW, [("hybrid", "static")]),
+    Bug("weight without the path", weight_without_the_path, LAW, [("traversal", "static")]),
 )
 
 

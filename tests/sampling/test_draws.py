@@ -12,7 +12,13 @@ import pytest
 import torch
 
 from jakiro.errors import ConfigError
-from jakiro.sampling.draws import RuleDraws
+from jakiro.sampling.draws import (
+    BestAndOne,
+    DraftDraws,
+    RuleDraws,
+    WithoutReplacement,
+    WithReplacement,
+)
 from jakiro.sampling.noise import (
     Purpose,
     gumbel,
@@ -23,15 +29,20 @@ from jakiro.sampling.noise import (
 )
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import Sampler
-from jakiro.tree.grow import Frontier, grow
+from jakiro.tree.grow import Frontier, Nodes, grow
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from tests.oracles.plain import splitmix64
+from tests.oracles.rules import Pick, first_paths, law
 
 VOCAB = 6
 PLAN = TreePlan.static(((0,), (1,), (0, 0), (0, 1), (1, 0)))
 ROWS = 50
 LOGITS = torch.tensor([[1.0, 0.2, -0.5, 0.7, -1.5, 0.0]], dtype=torch.float64)
+
+
+LAW = (LOGITS[0] / 0.7).masked_fill(torch.arange(VOCAB) == 4, -torch.inf).softmax(-1).tolist()
+"""At temperature 0.7 and top-k 5."""
 
 
 def sampler_of(*cases: dict[str, Any]) -> Sampler:
@@ -42,10 +53,14 @@ def sampler_of(*cases: dict[str, Any]) -> Sampler:
 
 
 def draft(
-    sampler: Sampler, rows: int, plan: TreePlan = PLAN, caps: list[int] | None = None
+    sampler: Sampler,
+    rows: int,
+    plan: TreePlan = PLAN,
+    caps: list[int] | None = None,
+    way: type[DraftDraws] = WithoutReplacement,
 ) -> TokenTree:
     """A tree whose nodes all have the law of ``LOGITS``."""
-    draws = sampler.sampled_drafts()
+    draws = sampler.sampled_drafts(way)
     roots = torch.zeros(rows, dtype=torch.int64)
 
     def scores(width: int, depth: int) -> torch.Tensor:
@@ -54,7 +69,7 @@ def draft(
     def expand(frontier: Frontier) -> torch.Tensor:
         return scores(frontier.tokens.shape[1], frontier.depth + 1)
 
-    tree = grow(plan, roots, scores(1, 1)[:, 0], expand, caps or [plan.depth] * rows)
+    tree = grow(plan, roots, scores(1, 1)[:, 0], expand, caps or [plan.depth] * rows, draws.choose)
     return draws.seal(tree)
 
 
@@ -82,7 +97,7 @@ def test_siblings_are_drawn_without_replacement() -> None:
     """Every ordered pair as often as two successive draws would give it, at both levels."""
     sampler = sampler_of(*[{"temperature": 0.7, "top_k": 5}] * ROWS)
     tokens = torch.cat([draft(sampler, ROWS).tokens for _ in cycles(sampler, 200)])
-    law = (LOGITS[0] / 0.7).masked_fill(torch.arange(VOCAB) == 4, -torch.inf).softmax(-1).tolist()
+    law = LAW
     pairs = permutations(range(VOCAB), 2)
     expected = {(a, b): len(tokens) * law[a] * law[b] / (1 - law[a]) for a, b in pairs}
     for first in (1, 3):
@@ -94,6 +109,67 @@ def test_siblings_are_drawn_without_replacement() -> None:
     for one, other in ((1, 3), (3, 5)):  # two levels, two columns
         same = (tokens[:, one] == tokens[:, other]).double().mean()
         assert float(same) == pytest.approx(sum(p * p for p in law), abs=0.02)
+
+
+def chi_square(found: Counter[Any], expected: dict[Any, float], total: int) -> float:
+    """Rare outcomes together; ``expected`` sums to 1."""
+    assert found.keys() <= expected.keys()
+    cells = [(found[key], total * prob) for key, prob in expected.items() if total * prob >= 5]
+    rest = (total - sum(hits for hits, _ in cells), total - sum(wanted for _, wanted in cells))
+    cells += [rest] if rest[1] >= 5 else []
+    return sum((hits - wanted) ** 2 / wanted for hits, wanted in cells)
+
+
+def test_independent_siblings_may_be_twins() -> None:
+    sampler = sampler_of(*[{"temperature": 0.7, "top_k": 5}] * ROWS)
+    plan = TreePlan.branching((2, 1))
+    drafts = [draft(sampler, ROWS, plan, way=WithReplacement) for _ in cycles(sampler, 80)]
+    tokens = torch.cat([tree.tokens for tree in drafts])
+    expected = {(a, b): LAW[a] * LAW[b] for a in range(VOCAB) for b in range(VOCAB) if a != 4 != b}
+    for first in (1, 3):  # two draws below the root; one below each of them
+        found = Counter(map(tuple, tokens[:, first : first + 2].tolist()))
+        # 24 degrees of freedom: one in 10 000 is above.
+        assert chi_square(found, expected, len(tokens)) < 59
+    drafts[0].check(has_twins=True)
+
+
+def test_the_last_of_the_siblings_is_drawn_from_the_rest() -> None:
+    sampler = sampler_of(*[{"temperature": 0.7, "top_k": 5}] * ROWS, {"temperature": 0.0})
+    plan = TreePlan.static(((0,), (1,), (2,), (0, 0), (2, 0), (2, 1)))
+    drafts = [draft(sampler, ROWS + 1, plan, way=BestAndOne) for _ in cycles(sampler, 80)]
+    tokens = torch.stack([tree.tokens for tree in drafts])
+    assert tokens[:, -1].unique(dim=0).tolist() == [[0, 0, 3, 1, 0, 0, 3]], "a list when greedy"
+    drawn, size = tokens[:, :-1].flatten(0, 1), 80 * ROWS
+    assert (drawn[:, [1, 2, 5]] == torch.tensor([0, 3, 0])).all(), "the most probable"
+    for node, listed in ((3, (0, 3)), (4, ()), (6, (0,))):
+        mass = 1 - sum(LAW[token] for token in listed)
+        rest = {x: p / mass for x, p in enumerate(LAW) if x not in listed and p > 0}
+        assert chi_square(Counter(drawn[:, node].tolist()), rest, size) < 24
+
+
+def test_beams_are_the_first_prefixes_of_paths_without_replacement() -> None:
+    """The law of whole beams against its enumeration; parents and order included."""
+    sampler = sampler_of(*[{"temperature": 0.7, "top_k": 3}] * ROWS)
+    plan = TreePlan.beam(2, 2)
+    drafts = [draft(sampler, ROWS, plan) for _ in cycles(sampler, 120)]
+    found = Counter(
+        (*tokens[1:], *parents[3:])
+        for tree in drafts
+        for tokens, parents in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)
+    )
+    mass = sum(sorted(LAW)[-3:])
+    step = [p / mass if p in sorted(LAW)[-3:] else 0.0 for p in LAW]
+
+    def beams(pick: Pick) -> tuple[int, ...]:
+        first, second = first_paths(pick, lambda path: step, 2, 2)
+        tokens = [path[-1] for path, _ in (*first, *second)]
+        return (*tokens, *(1 + place for _, place in second))
+
+    expected = law(beams)
+    assert len(expected) == 90
+    # At most 89 degrees of freedom: one in 10 000 is above.
+    assert chi_square(found, expected, 120 * ROWS) < 145
+    assert all(tree.laws is not None and tree.laws.shape[1] == 3 for tree in drafts)
 
 
 def test_the_tree_carries_the_processed_laws() -> None:
@@ -142,11 +218,13 @@ def test_a_draft_that_was_not_drawn_is_refused() -> None:
     sampler = sampler_of({"temperature": 1.0}, {"temperature": 1.0})
     tree = draft(sampler, 2)
     with pytest.raises(ConfigError, match="no sample"):
-        sampler.sampled_drafts().seal(tree)
-    draws = sampler.sampled_drafts()
+        sampler.sampled_drafts(WithoutReplacement).seal(tree)
+    draws = sampler.sampled_drafts(WithoutReplacement)
     for depth, width in ((1, 1), (2, 2)):
-        draws.scores(LOGITS.expand(2, width, -1), depth)
+        scores = draws.scores(LOGITS.expand(2, width, -1), depth)
+        nothing = torch.zeros(2, width)
+        draws.choose(scores, Nodes(nothing, nothing), [2] * width, depth)
     bent = tree.parents.clone()
-    bent[1, 5] = 1
-    with pytest.raises(ConfigError, match="shape"):
+    bent[1, 5] = 0
+    with pytest.raises(ConfigError, match="how many a level has"):
         draws.seal(replace(tree, parents=bent))

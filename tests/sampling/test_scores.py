@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from jakiro.sampling.draws import BestAndOne, WithoutReplacement, WithReplacement
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import Sampler
+from jakiro.tree.grow import Nodes
 from jakiro.tree.token_tree import TokenTree
 from tests.oracles.plain import gumbel_noise
 
@@ -74,9 +76,18 @@ def test_scores_of_some_tokens_are_those_where_no_other_is_likely() -> None:
     wide = few.new_full((len(cases), 3, VOCAB), -torch.inf).index_copy_(-1, ids, few)
     scores = sampler.scores(few, 3, ids)
     torch.testing.assert_close(scores, sampler.scores(wide, 3)[..., ids])
-    drawn, among_all = sampler.sampled_drafts(), sampler.sampled_drafts()
-    torch.testing.assert_close(drawn.scores(few, 2, ids), among_all.scores(wide, 2)[..., ids])
-    torch.testing.assert_close(drawn._laws[2], among_all._laws[2])
+    nothing = torch.zeros(len(cases), 3)
+    for way in (WithoutReplacement, WithReplacement, BestAndOne):
+        drawn, among_all = sampler.sampled_drafts(way), sampler.sampled_drafts(way)
+        laws = drawn.scores(few, 2, ids), among_all.scores(wide, 2)
+        torch.testing.assert_close(laws[0], laws[1][..., ids])
+        (local, made), (tokens, made_of_all) = (
+            draws.choose(law, Nodes(nothing, nothing), [1, 2, 4], 2)
+            for draws, law in zip((drawn, among_all), laws, strict=True)
+        )
+        torch.testing.assert_close(made.values[:, 2], made_of_all.values[:, 2])
+        assert ((ids[local] == tokens) | made.scores.isneginf())[:, 2].all()
+        torch.testing.assert_close(drawn._laws[2], among_all._laws[2])
 
 
 def test_scores_of_greedy_rows_have_no_noise() -> None:

@@ -159,6 +159,27 @@ def test_width_one_is_the_chain() -> None:
         assert chain.tokens[row, 1:].tolist() == greedy
 
 
+@given(seed=st.integers(0, 10_000))
+def test_a_beam_keeps_the_best_of_each_level(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(2, 3, 5, 5, generator=generator).log()
+    tree = grown(TreePlan.beam(3, 4), scores)
+    for row in range(2):
+        expected: Found = {}
+        level: Found = {(): 0.0}
+        for depth in range(3):
+            below = {
+                (*path, token): above + float(scores[row, depth, path[-1] if path else 0, token])
+                for path, above in level.items()
+                for token in range(5)
+            }
+            level = dict(sorted(below.items(), key=lambda item: -item[1])[:4])
+            expected |= level
+        nodes = found(tree, row)
+        assert nodes.keys() == expected.keys()
+        assert all(abs(nodes[path] - expected[path]) < 1e-4 for path in nodes)
+
+
 def test_static_tree_has_its_shape_whatever_the_scores() -> None:
     generator = torch.Generator().manual_seed(4)
     scores = torch.rand(2, 5, 9, 9, generator=generator).log()

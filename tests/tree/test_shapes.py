@@ -14,6 +14,8 @@ from jakiro.tree.shapes import EAGLE1_PATHS, TreePlan
         ("chain:4", TreePlan.chain(4)),
         ("dynamic:5,8,16", TreePlan("dynamic", 5, 8, 16)),
         ("static:eagle1", TreePlan.static(EAGLE1_PATHS)),
+        ("beam:3,4", TreePlan("beam", 3, 4, 12)),
+        ("static:2x1", TreePlan.static(((0,), (1,), (0, 0), (1, 0)))),
         ("static:0,1,0.0,0.12", TreePlan.static(((0,), (1,), (0, 0), (0, 12)))),
     ],
 )
@@ -33,6 +35,11 @@ def test_parse(text: str, plan: TreePlan) -> None:
         "dynamic:5,0,9",
         "static:mine",
         "static:0.0",
+        "static:2x0",
+        "static:99x99x99",
+        "static:x",
+        "beam:3",
+        "beam:0,2",
         "9",
     ],
 )
@@ -72,3 +79,10 @@ def test_published_static_trees_have_their_published_sizes() -> None:
     ]
     assert sizes == [[4, 8, 8, 3, 2, 0], [4, 8, 8, 3, 2, 1]]
     assert (eagle1.budget, star.budget) == (25, 26)
+
+
+def test_a_part_of_a_beam_is_a_beam() -> None:
+    whole = TreePlan.beam(5, 4)
+    assert whole.limited(3, 4, 20) == TreePlan.beam(3, 4)
+    assert whole.limited(5, 2, 6) == TreePlan.beam(3, 2)
+    assert whole.limited(9, 9, 2) == TreePlan.beam(1, 2)

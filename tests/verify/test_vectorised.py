@@ -6,8 +6,7 @@ so this also checks what each verdict is keyed by.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +17,12 @@ from jakiro.sampling.noise import request_keys
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
+from jakiro.verify import RuleFunction
 from jakiro.verify.block import block
-from jakiro.verify.rejection import recursive_rejection
+from jakiro.verify.hybrid import hybrid
+from jakiro.verify.kseq import kseq
+from jakiro.verify.rejection import multi_round, recursive_rejection
+from jakiro.verify.traversal import traversal
 from jakiro.verify.typical import typical
 from tests.oracles import rules
 from tests.oracles.plain import gumbel_noise, splitmix64
@@ -32,9 +35,10 @@ Drawn = tuple[list[Tree], Tensor, Tensor]
 
 
 @st.composite
-def drafts(draw: st.DrawFn, is_chain: bool) -> Drawn:
+def drafts(draw: st.DrawFn, is_chain: bool, has_twins: bool = False) -> Drawn:
     """Trees [B] of one shape, target laws [B, N, V] and draft laws [B, M, V]. Some rows are greedy
-    or filtered; siblings are distinct, but not always possible under their law."""
+    or filtered; siblings are distinct unless they may be twins, which share their laws, but not
+    always possible under their law."""
     size, rows = draw(st.integers(2, 7)), draw(st.integers(1, 3))
     parents = [-1] + [n - 1 if is_chain else draw(st.integers(0, n - 1)) for n in range(1, size)]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
@@ -43,7 +47,7 @@ def drafts(draw: st.DrawFn, is_chain: bool) -> Drawn:
         tokens, valid = [0], [True]
         for node in range(1, size):
             taken = [tokens[i] for i in range(1, node) if parents[i] == parents[node]]
-            free = [token for token in range(VOCAB) if token not in taken]
+            free = [token for token in range(VOCAB) if has_twins or token not in taken]
             tokens.append(draw(st.sampled_from(free)) if free else 0)
             whole = all(
                 valid[i] for i in range(node) if parents[i] == parents[node] or i == parents[node]
@@ -60,16 +64,22 @@ def drafts(draw: st.DrawFn, is_chain: bool) -> Drawn:
         weights = torch.where(is_greedy, best, weights)
         return weights / weights.sum(-1, keepdim=True)
 
-    return trees, laws(size), laws(len(set(parents)) - 1)
+    targets, drawn_from, inner = laws(size), laws(size), sorted({*parents} - {-1})
+    for row, (tokens, _, _) in enumerate(trees if has_twins else ()):
+        texts = rules.texts_of(tokens, parents)
+        first = [texts.index(text) for text in texts]
+        targets[row], drawn_from[row] = targets[row, first], drawn_from[row, first]
+    return trees, targets, drawn_from[:, inner]
 
 
 def verdicts(
-    function: Callable[[TokenTree, NodeView], Verdict],
+    function: RuleFunction,
     trees: list[Tree],
     laws: tuple[Tensor, Tensor],
 ) -> tuple[TokenTree, Verdict]:
     tokens, parents, valid = (torch.tensor(column) for column in zip(*trees, strict=True))
-    tree = TokenTree(tokens, parents, valid, laws=laws[1])
+    expanded = torch.tensor(sorted({*parents[0].tolist()} - {-1}))
+    tree = TokenTree(tokens, parents, valid, laws=laws[1], expanded=expanded)
     seeds = torch.arange(len(trees))
     draws = RuleDraws(request_keys(seeds, torch.tensor(3)), 10 + seeds)
     at = tree.depth.T
@@ -102,19 +112,39 @@ def assert_equal(verdict: Verdict, row: int, path: list[int], bonus: int) -> Non
     assert padding == [path[-1]] * len(padding)
 
 
-@given(drafts(is_chain=False))
-def test_recursive_rejection_equals_the_scalar_rule(
-    drawn: Drawn,
+TREE_RULES = {
+    recursive_rejection: rules.recursive_rejection,
+    multi_round: rules.multi_round,
+    kseq: rules.kseq,
+    hybrid: rules.hybrid,
+    traversal: rules.traversal,
+}
+
+
+@pytest.mark.parametrize("function", TREE_RULES, ids=lambda function: function.__name__)
+@given(data=st.data())
+def test_a_rule_for_trees_equals_the_scalar_rule(
+    function: RuleFunction, data: st.DataObject
 ) -> None:
-    trees, *laws = drawn
-    tree, verdict = verdicts(recursive_rejection, trees, (laws[0], laws[1]))
+    has_twins = function in (multi_round, kseq)
+    trees, *laws = data.draw(drafts(is_chain=False, has_twins=has_twins))
+    tree, verdict = verdicts(function, trees, (laws[0], laws[1]))
     for row, scalar in enumerate(trees):
         at = tree.law_index[row].tolist()
         both = (
             lambda i, r=row: laws[0][r, i].tolist(),
             lambda i, r=row, at=at: laws[1][r, at[i]].tolist(),
         )
-        assert_equal(verdict, row, *rules.recursive_rejection(*scalar, both, keyed(row, tree)))
+        assert_equal(verdict, row, *TREE_RULES[function](*scalar, both, keyed(row, tree)))
+
+
+@given(drafts(is_chain=True))
+def test_traversal_of_a_chain_is_block_verification(drawn: Drawn) -> None:
+    trees, *laws = drawn
+    _, whole = verdicts(block, trees, (laws[0], laws[1]))
+    _, upwards = verdicts(traversal, trees, (laws[0], laws[1]))
+    same = (torch.equal(getattr(whole, x), getattr(upwards, x)) for x in ("num_accepted", "bonus"))
+    assert all(same)
 
 
 def test_recursive_rejection_accepts_the_published_share() -> None:
@@ -132,6 +162,7 @@ def test_recursive_rejection_accepts_the_published_share() -> None:
         torch.tensor([[-1, 0, 0]]).expand(rows, -1),
         torch.ones(rows, 3, dtype=torch.bool),
         laws=draft.expand(rows, 1, -1),
+        expanded=torch.zeros(1, dtype=torch.int64),
     )
     view = NodeView(choice, torch.zeros(rows, 3, dtype=torch.bool), lambda: probs, draws)
     verdict = recursive_rejection(tree, view)

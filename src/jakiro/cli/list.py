@@ -58,7 +58,7 @@ def names() -> dict[str, list[dict[str, Any]]]:
             "name": rule.name,
             "promise": rule.promise,
             "meaning": promises[rule.promise],
-            "trees": f"{', '.join(rule.trees)}; {'drawn' if rule.is_sampled else 'any candidates'}",
+            "trees": f"{', '.join(rule.trees)}; {rule.nodes}",
         }
         for rule in RULES.values()
     ]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from jakiro.tree.shapes import FORMS
+
 TargetOption = Annotated[
     str,
     typer.Option("--target", "-t", help="Target: pico (bundled), a directory or a hub name."),
@@ -22,9 +24,7 @@ DrafterOption = Annotated[
 ]
 TreeOption = Annotated[
     str | None,
-    typer.Option(
-        help="Tree: chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET or static:eagle1; auto: what pays."
-    ),
+    typer.Option(help=f"Tree: {FORMS}; auto: what pays."),
 ]
 RuleOption = Annotated[
     str,

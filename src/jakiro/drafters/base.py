@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
+from jakiro.tree.grow import Choose, best
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -34,15 +35,14 @@ class Head(nn.Module):
 
 
 class DraftNoise(Protocol):
-    """The randomness of a draft: that the target will choose with, or one of its own, under which
-    the best children of a node are drawn from its law without replacement (``can_sample``)."""
+    """From draft logits to scores, with or without the noise that the target will choose with."""
 
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
-        """Log scores [B, K, D] (float32) of children at ``depth`` >= 1, from draft logits
-        [B, K, D] of the tokens ``ids`` [D] (None: of all V): ``log softmax(logits + T G_t)`` within
-        what the row's top-k, top-p and min-p keep (``-inf`` outside); ``log softmax(logits)`` for
-        greedy rows. Or, to draw: the log law within the same filters, plus the draft's own noise.
-        Called once per level of a tree."""
+        """Log scores [B, K, D] of children at ``depth`` >= 1, from draft logits [B, K, D] of the
+        tokens ``ids`` [D] (None: of all V): ``log softmax(logits + T G_t)`` within what the row's
+        top-k, top-p and min-p keep (``-inf`` outside); ``log softmax(logits)`` for greedy rows.
+        Where nodes are drawn: the log of the law within the same filters. Called once per level of
+        a tree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,12 @@ class DraftRequest:
     plan: TreePlan
     noise: DraftNoise
     is_sampled: bool = False
-    """The rule wants the nodes drawn from a law (``can_sample``)."""
+    """The rule wants the nodes drawn from a law (``can_sample``): ``choose`` draws them."""
     cache: KVCache | None = None
     """The target's own, for views of it: what a draft writes behind the committed entries is
     overwritten when the tree is verified. None: there is none to share."""
+    choose: Choose = best
+    """How ``grow`` takes children from their scores."""
 
 
 class Drafter(ABC):
@@ -72,8 +74,8 @@ class Drafter(ABC):
     plan: TreePlan = TreePlan()
     """The tree it grows unless the user asks for another."""
     can_sample: bool = False
-    """Whether all its nodes are chosen by ``grow`` from ``request.noise.scores``, one score per
-    token and frontier node: then rules that need a draft drawn from a law can be used."""
+    """Whether all its nodes are chosen by ``grow`` with ``request.choose`` from
+    ``request.noise.scores``: then rules that need a draft drawn from a law can be used."""
     holder: object | None = None
     """The batch whose rows it has; those of one only."""
     num_parameters: int = 0

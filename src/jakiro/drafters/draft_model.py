@@ -33,7 +33,7 @@ class DraftModel(LevelDrafter):
 
     def __init__(self, model: Target, target: Target) -> None:
         super().__init__(model, target.vocab_size)
-        self.num_parameters = model.model.num_parameters()
+        self.num_parameters = model.num_parameters
         self._cache = model.new_cache()
         # Per row the committed tokens before the root that are not in the cache.
         self._pending: list[list[int]] = []

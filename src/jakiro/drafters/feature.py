@@ -161,7 +161,7 @@ class FeatureDrafter(Drafter):
             return nodes.scores(request.noise, depth, request.plan.width)
 
         first = scores(nodes, 1)[:, 0]
-        tree = grow(request.plan, request.roots, first, expand, request.depth_caps)
+        tree = grow(request.plan, request.roots, first, expand, request.depth_caps, request.choose)
         return self.vocabulary.named(tree)
 
     def origin(self, row: int, depth: int) -> str:

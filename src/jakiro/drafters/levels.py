@@ -64,7 +64,7 @@ class LevelDrafter(Drafter):
         plan = request.plan
         if self.model.route == "chain":
             plan = TreePlan.chain(min(plan.depth, plan.budget))
-        return grow(plan, request.roots, first[:, 0], expand, list(caps)), fed
+        return grow(plan, request.roots, first[:, 0], expand, list(caps), request.choose), fed
 
     def _is_sure(self, logits: Tensor) -> Tensor:
         """[B]: rows whose law [B, K, V] at the first, likeliest node has a likely enough token."""

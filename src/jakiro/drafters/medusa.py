@@ -130,7 +130,7 @@ class Medusa(Drafter):
         def expand(frontier: Frontier) -> Tensor:
             return scores(frontier.depth + 1).expand(-1, frontier.tokens.shape[1], -1)
 
-        return grow(request.plan, request.roots, scores(1)[:, 0], expand, caps)
+        return grow(request.plan, request.roots, scores(1)[:, 0], expand, caps, request.choose)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         assert out.features is not None

@@ -17,6 +17,7 @@ from jakiro.engine.prefix import NOTHING, Prefix, PrefixStore, num_common
 from jakiro.engine.request import Request, TokenLogprobs
 from jakiro.engine.trace import Cycle
 from jakiro.errors import ConfigError
+from jakiro.sampling.draws import DraftDraws
 from jakiro.sampling.process import NodeView, Sampler
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
@@ -46,7 +47,7 @@ class Batch:
         policy: Policy,
         noise: DraftNoise | None = None,
         *,
-        is_sampled: bool = False,
+        draws: type[DraftDraws] | None = None,
     ) -> None:
         self.limits = Limits()
         self.cache = target.new_cache()
@@ -57,7 +58,7 @@ class Batch:
         self.policy = policy
         self._draft_limits: DraftLimits | None = None
         self._noise = noise or self.sampler
-        self._draws = self.sampler.sampled_drafts() if is_sampled else None
+        self._draws = self.sampler.sampled_drafts(draws) if draws else None
         self._device = target.device
 
     def check_free(self, drafter: Drafter) -> None:
@@ -187,8 +188,10 @@ class Batch:
         caps = [row.num_left - 1 for row in self.rows]
         self._draft_limits = limits = self.policy.limits(lengths, caps)
         caps = [min(pair) for pair in zip(caps, limits.depths, strict=True)]
-        noise, is_sampled = self._draws or self._noise, self._draws is not None
-        return DraftRequest(roots, lengths, caps, limits.plan, noise, is_sampled, self.cache)
+        place, draws, cache = (lengths, caps, limits.plan), self._draws, self.cache
+        if draws is None:
+            return DraftRequest(roots, *place, self._noise, False, cache)
+        return DraftRequest(roots, *place, draws, True, cache, draws.choose)
 
     def sealed(self, tree: TokenTree) -> TokenTree:
         """The draft of ``request`` as the rule needs it: with its laws where it was drawn. Nothing

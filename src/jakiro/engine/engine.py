@@ -67,7 +67,7 @@ class Engine:
         self.stats = Stats()
         self.eos_ids = frozenset(eos_ids)
         self.policy = policy(self.plan)
-        self._batch = Batch(target, self.policy, noise, is_sampled=rule.is_sampled)
+        self._batch = Batch(target, self.policy, noise, draws=rule.draws)
         self.limits = Limits(max_batch_size)
         self._waiting: deque[Request] = deque()
 

@@ -145,9 +145,9 @@ class Sampler:
         """
         return self._draft_nodes(logits, depth, ids).scores()
 
-    def sampled_drafts(self) -> DraftDraws:
-        """What one draft is told instead of ``scores`` where its nodes are to be drawn."""
-        return DraftDraws(self._draft_nodes, self._vocab_size)
+    def sampled_drafts(self, way: type[DraftDraws]) -> DraftDraws:
+        """What drafts are told instead of ``scores`` where their nodes are to be drawn."""
+        return way(self._draft_nodes, self._vocab_size)
 
     def _draft_nodes(self, logits: Tensor, depth: int, ids: Tensor | None) -> Nodes:
         """Draft logits [B, K, D] of children at ``depth``, the tokens ``ids``, processed as far as

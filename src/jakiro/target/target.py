@@ -65,6 +65,11 @@ class Target:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    @property
+    def num_parameters(self) -> int:
+        number: int = self.model.num_parameters()
+        return number
+
     def compile(self, backend: str) -> None:
         """Let trees be verified by a compiled model from now on, its rows padded to a ``bucket``.
         Each size is compiled when it first comes (``compile_ms``). Prefill stays as it is.

@@ -54,6 +54,10 @@ class ToyTarget(Target):
     def dtype(self) -> torch.dtype:
         return self.table.dtype
 
+    @property
+    def num_parameters(self) -> int:
+        return self.table.numel()
+
     def forward(
         self,
         tokens: Tensor,

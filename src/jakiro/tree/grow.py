@@ -6,14 +6,15 @@ code grows the trees of every drafter that scores a vocabulary, noise-aware or n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jakiro.tree.shapes import TreePlan
+from jakiro.tree.shapes import Path, TreePlan
 from jakiro.tree.token_tree import TokenTree
 
 
@@ -31,8 +32,35 @@ class Frontier:
 
 
 Expand = Callable[[Frontier], Tensor | None]
-"""Log scores [B, K, V] (float32) of the children of every frontier node. None: no row wants them,
-the tree ends here."""
+"""Log scores [B, K, V] of the children of every frontier node. None: no row wants them, the tree
+ends here."""
+
+
+class Nodes(NamedTuple):
+    """What ``choose`` gives and takes, [B, K, W] for children, [B, K] for their parents."""
+
+    scores: Tensor
+    """Summed log score of the path; -inf: there is no such node."""
+    values: Tensor
+    """By what nodes of one level compete for places: the scores, unless they are drawn."""
+
+
+Choose = Callable[[Tensor, Nodes, Sequence[int], int], tuple[Tensor, Nodes]]
+"""Takes children: from log scores [B, K, V] below K parents and those parents, at least
+``counts[k]`` children of the k-th, at a level >= 1: tokens [B, K, W] and their ``Nodes``, W being
+the largest count. The child of rank 0 comes first; what stands behind a parent's count is not
+used."""
+
+
+def best(scores: Tensor, above: Nodes, counts: Sequence[int], level: int) -> tuple[Tensor, Nodes]:
+    """The children of the highest scores, in descending order."""
+    width = max(counts)
+    missing = max(0, width - scores.shape[-1])
+    found = scores.topk(width - missing, dim=-1)
+    tokens, total = found.indices, above.scores[:, :, None] + found.values
+    if missing:  # the vocabulary has fewer tokens than a parent has places
+        tokens, total = F.pad(tokens, (0, missing)), F.pad(total, (0, missing), value=-torch.inf)
+    return tokens, Nodes(total, total)
 
 
 @dataclass(eq=False)
@@ -51,7 +79,12 @@ class _Pool:
 
 
 def grow(
-    plan: TreePlan, roots: Tensor, root_scores: Tensor, expand: Expand, depth_caps: list[int]
+    plan: TreePlan,
+    roots: Tensor,
+    root_scores: Tensor,
+    expand: Expand,
+    depth_caps: list[int],
+    choose: Choose = best,
 ) -> TokenTree:
     """The tree of ``plan`` below ``roots`` [B].
 
@@ -64,31 +97,33 @@ def grow(
     # Few drafts meet a cap; those that do not are spared the masking of every level.
     is_capped = min(depth_caps) < depth
     caps = torch.tensor(depth_caps, device=roots.device) if is_capped else None
-    build = _static if plan.kind == "static" else _dynamic
-    pool = build(plan, depth, root_scores, expand, caps)
+
+    def within(
+        scores: Tensor, above: Nodes, counts: Sequence[int], level: int
+    ) -> tuple[Tensor, Nodes]:
+        tokens, made = choose(scores, above, counts, level)
+        if caps is None:
+            return tokens, made
+        is_below = (caps < level)[:, None, None]
+        return tokens, Nodes(*(each.masked_fill(is_below, -torch.inf) for each in made))
+
+    pool = _GROWERS[plan.kind](plan, depth, root_scores, expand, within)
     return _rerank(roots, pool, plan.budget)
 
 
-def _children(scores: Tensor, width: int, level: int, caps: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scores and tokens [B, K, width] of the best children at ``level``; -inf in rows with a
-    lower cap and where the vocabulary has fewer tokens than that."""
-    missing = max(0, width - scores.shape[-1])
-    best = scores.topk(width - missing, dim=-1)
-    values = best.values
-    if caps is not None:
-        values = values.masked_fill((caps < level)[:, None, None], -torch.inf)
-    if not missing:
-        return values, best.indices
-    return F.pad(values, (0, missing), value=-torch.inf), F.pad(best.indices, (0, missing))
+def _root(root_scores: Tensor) -> tuple[Tensor, Nodes]:
+    """The scores below the root, and the root, as a level of one node."""
+    nothing = root_scores.new_zeros(len(root_scores), 1)
+    return root_scores[:, None], Nodes(nothing, nothing)
 
 
 def _dynamic(
-    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor | None
+    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, choose: Choose
 ) -> _Pool:
     """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case."""
     pool, width = _Pool([], [], []), plan.width
-    scores, tokens = _children(root_scores[:, None], width, 1, caps)
-    scores, tokens = scores[:, 0], tokens[:, 0]
+    tokens, made = choose(*_root(root_scores), [width], 1)
+    tokens, scores = tokens[:, 0], made.scores[:, 0]
     pool.add(tokens, torch.full_like(tokens, -1), scores)
     chosen, parent_rows = torch.arange(width, device=tokens.device), torch.zeros_like(tokens)
     chosen, first = chosen.expand_as(tokens), 0
@@ -96,46 +131,71 @@ def _dynamic(
         found = expand(Frontier(tokens, parent_rows, level))
         if found is None:
             break
-        steps, children = _children(found, width, level + 1, caps)
-        below, made = (scores[:, :, None] + steps).flatten(1), children.flatten(1)
-        pool.add(made, (chosen + first).repeat_interleave(width, dim=1), below)
+        children, made = choose(found, Nodes(scores, scores), [width] * width, level + 1)
+        below, tokens = made.scores.flatten(1), children.flatten(1)
+        pool.add(tokens, (chosen + first).repeat_interleave(width, dim=1), below)
         first += width if level == 1 else width * width
         if level + 1 < depth:
             scores, chosen = below.topk(width, dim=1)
-            parent_rows, tokens = chosen // width, made.gather(1, chosen)
+            parent_rows, tokens = chosen // width, tokens.gather(1, chosen)
+    return pool
+
+
+def _beam(plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, choose: Choose) -> _Pool:
+    """Of each level the ``width`` nodes of the highest values stay, and all of them are
+    expanded."""
+    pool, width = _Pool([], [], []), plan.width
+    found: Tensor | None
+    found, above = _root(root_scores)
+    for level in range(1, depth + 1):
+        if found is None:
+            break
+        children, made = choose(found, above, [width] * found.shape[1], level)
+        values, kept = made.values.flatten(1).topk(width, dim=1)
+        tokens, parent_rows = children.flatten(1).gather(1, kept), kept // width
+        above = Nodes(made.scores.flatten(1).gather(1, kept), values)
+        first = -1 if level == 1 else (level - 2) * width
+        pool.add(tokens, parent_rows + first, above.scores)
+        if level < depth:
+            found = expand(Frontier(tokens, parent_rows, level))
     return pool
 
 
 def _static(
-    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, caps: Tensor | None
+    plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, choose: Choose
 ) -> _Pool:
     """A fixed shape: only nodes that have children are expanded, each once."""
     pool = _Pool([], [], [])
     rows, device = len(root_scores), root_scores.device
     number = {(): -1} | {path: i for i, path in enumerate(plan.paths)}
-    columns: dict[tuple[int, ...], int] = {(): 0}
-    found: Tensor | None = root_scores[:, None]
-    above = torch.zeros(rows, 1, device=device)
+    # Paths are sorted, so the last child of each has the highest rank.
+    fans = {path[:-1]: path[-1] + 1 for path in plan.paths}
+    columns: dict[Path, int] = {(): 0}
+    found: Tensor | None
+    found, above = _root(root_scores)
     for level in range(1, depth + 1):
         if found is None:
             break
         paths = [path for path in plan.paths if len(path) == level]
-        steps, children = _children(found, plan.width, level, caps)
+        children, made = choose(found, above, [fans[path] for path in columns], level)
         column = torch.tensor([columns[path[:-1]] for path in paths], device=device)
         rank = torch.tensor([path[-1] for path in paths], device=device)
-        scores = above[:, column] + steps[:, column, rank]
         parents = torch.tensor([number[path[:-1]] for path in paths], device=device)
         tokens = children[:, column, rank]
-        pool.add(tokens, parents.expand(rows, -1), scores)
-        inner = [i for i, path in enumerate(paths) if any(p[:-1] == path for p in plan.paths)]
+        nodes = Nodes(*(each[:, column, rank] for each in made))
+        pool.add(tokens, parents.expand(rows, -1), nodes.scores)
+        inner = [i for i, path in enumerate(paths) if path in fans]
         if level == depth or not inner:
             break
         chosen = torch.tensor(inner, device=device)
         parent_rows = column[chosen].expand(rows, -1)
         found = expand(Frontier(tokens[:, chosen], parent_rows, level))
-        above = scores[:, chosen]
+        above = Nodes(*(each[:, chosen] for each in nodes))
         columns = {paths[i]: new for new, i in enumerate(inner)}
     return pool
+
+
+_GROWERS = {"chain": _dynamic, "static": _static, "dynamic": _dynamic, "beam": _beam}
 
 
 def _rerank(roots: Tensor, pool: _Pool, budget: int) -> TokenTree:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate, product
+from operator import mul
+from typing import Literal, get_args
 
 from jakiro.errors import ConfigError
 
 Path = tuple[int, ...]
+Kind = Literal["chain", "static", "beam", "dynamic"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 EAGLE1_PATHS: tuple[Path, ...] = (
     *((i,) for i in range(4)),
@@ -25,6 +29,15 @@ EAGLE1_PATHS: tuple[Path, ...] = (
 """The 25-node tree of EAGLE-1 (arXiv 2401.15077): a digit is the rank among the parent's
 candidates."""
 
+MAX_NODES = 4096
+"""Of a shape that is written by its fans."""
+
+FORMS = (
+    "chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET, beam:DEPTH,WIDTH, static:FANxFANx.., static:eagle1 "
+    "or static:RANK_PATHS"
+)
+"""How plans are written."""
+
 NAMED_PATHS = {"eagle1": EAGLE1_PATHS, "jakiro_star": (*EAGLE1_PATHS, (0,) * 6)}
 """Published static trees."""
 
@@ -35,11 +48,13 @@ class TreePlan:
 
     ``kind``: ``chain`` (width 1), ``static`` (``paths``), ``dynamic`` (the ``width`` best nodes of
     each level are expanded by their ``width`` best children, the ``budget`` best of all kept:
-    EAGLE-2, arXiv 2406.16858). ``depth``: levels below the root. ``budget``: nodes without root.
-    ``chain``, ``static`` and ``parse`` make consistent ones. Raises ``ConfigError``.
+    EAGLE-2, arXiv 2406.16858), ``beam`` (of each level the ``width`` best nodes are kept, and all
+    of them expanded: where nodes are drawn, the stochastic beam search of RSD-S, arXiv
+    2402.14160). ``depth``: levels below the root. ``budget``: nodes without root.
+    ``chain``, ``static``, ``beam`` and ``parse`` make consistent ones. Raises ``ConfigError``.
     """
 
-    kind: Literal["chain", "static", "dynamic"] = "dynamic"
+    kind: Kind = "dynamic"
     depth: int = 5
     width: int = 8
     budget: int = 16
@@ -49,8 +64,8 @@ class TreePlan:
         for name in ("depth", "width", "budget"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.kind not in ("chain", "static", "dynamic"):
-            raise ConfigError(f"kind must be chain, static or dynamic, got {self.kind!r}")
+        if self.kind not in KINDS:
+            raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if (self.kind == "static") != bool(self.paths):
             raise ConfigError("paths belong to a static tree, and a static tree needs paths")
         known = set(self.paths)
@@ -82,6 +97,9 @@ class TreePlan:
         if self.kind == "static":
             paths = [path for path in self.paths if len(path) <= depth and max(path) < width]
             return TreePlan.static(tuple(paths[:budget]))
+        if self.kind == "beam":
+            width = min(self.width, width, budget)
+            return TreePlan.beam(min(self.depth, depth, budget // width), width)
         limits = (min(self.depth, depth), min(self.width, width), min(self.budget, budget))
         return TreePlan("dynamic", *limits)
 
@@ -94,10 +112,42 @@ class TreePlan:
         return min(self.budget, self.width + (self.depth - 1) * self.width**2)
 
     @classmethod
+    def branching(cls, fans: tuple[int, ...]) -> TreePlan:
+        """The static shape in which every node of level i has ``fans[i]`` children (RSD-C, arXiv
+        2402.14160; SpecInfer, arXiv 2305.09781); ``(K, 1, 1)`` are K paths (SpecTr, arXiv
+        2310.15141)."""
+        if not fans or min(fans) < 1:
+            raise ConfigError(f"a level needs at least one child for each node above, got {fans}")
+        size = sum(accumulate(fans, mul))
+        if size > MAX_NODES:
+            raise ConfigError(f"fans {fans} make {size} nodes; at most {MAX_NODES} are allowed")
+        levels = (product(*map(range, fans[: i + 1])) for i in range(len(fans)))
+        return cls.static(tuple(path for level in levels for path in level))
+
+    @classmethod
+    def beam(cls, depth: int, width: int) -> TreePlan:
+        """``width`` nodes on each level."""
+        return cls("beam", depth, width, depth * width)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what its nodes are has no say in how many there are: no budget drops one because
+        of its score, and no rank is left out."""
+        if self.kind == "static":
+            known = {(), *self.paths}
+            complete = all(
+                path[-1] == 0 or (*path[:-1], path[-1] - 1) in known for path in self.paths
+            )
+            return complete and self.budget >= len(self.paths)
+        if self.kind == "chain" and self.width > 1:
+            return False
+        return self.kind != "dynamic" and self.budget >= self.depth * self.width
+
+    @classmethod
     def parse(cls, text: str) -> TreePlan:
-        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET``, ``static:`` and the name of a published
-        tree, like ``static:eagle1``, or ``static:`` and rank paths like ``0,1,0.0``. ``str`` of a
-        plan gives its text."""
+        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET``, ``beam:DEPTH,WIDTH``, or ``static:`` and
+        one of: the name of a published tree (``eagle1``), the children of every node level by level
+        (``4x2x1``), rank paths (``0,1,0.0``). ``str`` of a plan gives its text."""
         kind, _, rest = text.partition(":")
         try:
             if kind == "chain":
@@ -105,8 +155,13 @@ class TreePlan:
             if kind == "dynamic":
                 depth, width, budget = (int(part) for part in rest.split(","))
                 return cls("dynamic", depth, width, budget)
+            if kind == "beam":
+                depth, width = (int(part) for part in rest.split(","))
+                return cls.beam(depth, width)
             if kind == "static" and rest in NAMED_PATHS:
                 return cls.static(NAMED_PATHS[rest])
+            if kind == "static" and "x" in rest:
+                return cls.branching(tuple(int(fan) for fan in rest.split("x")))
             if kind == "static":
                 paths = (path.split(".") for path in rest.split(","))
                 return cls.static(tuple(tuple(int(rank) for rank in path) for path in paths))
@@ -115,8 +170,8 @@ class TreePlan:
         except ValueError:
             pass
         raise ConfigError(
-            f"cannot read the tree {text!r}; write chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET, "
-            "static:eagle1 or static:RANK_PATHS, for example dynamic:5,8,16 or static:0,1,0.0"
+            f"cannot read the tree {text!r}; write {FORMS}, for example dynamic:5,8,16, "
+            "static:4x2x1 or static:0,1,0.0"
         )
 
     def __str__(self) -> str:
@@ -125,4 +180,6 @@ class TreePlan:
             return f"chain:{self.depth}"
         if self.kind == "dynamic":
             return f"dynamic:{self.depth},{self.width},{self.budget}"
+        if self.kind == "beam":
+            return f"beam:{self.depth},{self.width}"
         return "static:" + ",".join(".".join(map(str, path)) for path in self.paths)

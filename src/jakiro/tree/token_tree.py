@@ -15,9 +15,9 @@ class TokenTree:
     """A draft of every row. Node 0 is the root: the last committed token, not yet in the cache.
 
     Invariants: ``parents[:, 0] = -1``; ``parents[:, i] < i``; a valid node has a valid parent;
-    valid siblings carry distinct tokens. The nodes of a row that are not valid can never be
-    accepted: they are padding, or auxiliary tokens, fed below their parents like any other, whose
-    logits a drafter wants to see.
+    valid siblings carry distinct tokens, unless they were drawn with replacement. The nodes of a
+    row that are not valid can never be accepted: they are padding, or auxiliary tokens, fed below
+    their parents like any other, whose logits a drafter wants to see.
     """
 
     tokens: Tensor
@@ -29,9 +29,11 @@ class TokenTree:
     scores: Tensor | None = None
     """[B, N] float32: summed log score of the path, for policies and statistics."""
     laws: Tensor | None = None
-    """[B, M, V]: the law that the children of the m-th node with children (by index) were drawn
-    from, one after the other in order of their indices and without replacement. None: no node was
-    drawn, the tree is a list of candidates."""
+    """[B, M, V]: the law that the children of the m-th expanded node were drawn from, one after
+    the other in order of their indices. None: no node was drawn, the tree is a list of
+    candidates."""
+    expanded: Tensor | None = None
+    """[M] int64, with ``laws``: the expanded nodes, the same in every row."""
 
     @classmethod
     def root_only(cls, roots: Tensor) -> TokenTree:
@@ -85,11 +87,15 @@ class TokenTree:
     @cached_property
     def law_index(self) -> Tensor:
         """[B, N] int64: which of ``laws`` the children of a node were drawn from; means nothing at
-        a leaf."""
-        return self.has_children.cumsum(-1) - 1
+        a node that was not expanded."""
+        assert self.expanded is not None, "the nodes of this tree were not drawn"
+        numbers = torch.arange(len(self.expanded), device=self.expanded.device)
+        index = self.tokens.new_zeros(self.num_nodes).scatter(0, self.expanded, numbers)
+        return index.expand_as(self.tokens)
 
-    def check(self) -> None:
-        """Raise ``AssertionError`` if an invariant is broken. For tests and debugging."""
+    def check(self, has_twins: bool = False) -> None:
+        """Raise ``AssertionError`` if an invariant is broken; ``has_twins``: siblings may be alike.
+        For tests and debugging."""
         rows = zip(self.tokens.tolist(), self.parents.tolist(), self.valid.tolist(), strict=True)
         for tokens, parents, valid in rows:
             assert parents[0] == -1 and valid[0], "node 0 must be a valid root"
@@ -98,5 +104,6 @@ class TokenTree:
                 assert 0 <= parent < node, f"node {node} comes before its parent {parent}"
                 if valid[node]:
                     assert valid[parent], f"valid node {node} hangs below padding {parent}"
-                    assert (parent, tokens[node]) not in children, f"twin of node {node}"
+                    is_new = (parent, tokens[node]) not in children
+                    assert is_new or has_twins, f"twin of node {node}"
                     children.add((parent, tokens[node]))

@@ -1,4 +1,4 @@
-"""Rejection sampling down a tree whose siblings were drawn without replacement."""
+"""Rejection sampling down a drawn tree: siblings without replacement, or independent ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict, accepted_path
-from jakiro.verify.match import match
+from jakiro.tree.verdict import Verdict
+from jakiro.verify.descent import Trial, descend, excess, without
 
 
 def recursive_rejection(tree: TokenTree, nodes: NodeView) -> Verdict:
@@ -21,47 +21,39 @@ def recursive_rejection(tree: TokenTree, nodes: NodeView) -> Verdict:
     2401.15077). With one child per node this is the token-level rule of speculative sampling
     (arXiv 2211.17192, 2302.01318).
     """
-    if tree.num_nodes == 1:
-        return match(tree, nodes)
-    assert tree.laws is not None, "siblings are tried by the law they were drawn from"
-    rows = torch.arange(tree.num_rows, device=tree.tokens.device)
+    return descend(tree, nodes, _unchanged, _refuse_distinct)
+
+
+def multi_round(tree: TokenTree, nodes: NodeView) -> Verdict:
+    """The same for siblings drawn independently (promise: in_law): a rejection leaves the draft as
+    it is, and a token is tried as often as it was drawn (SpecInfer, arXiv 2305.09781)."""
+    return descend(tree, nodes, _unchanged, _refuse_independent, twins_of(tree))
+
+
+def twins_of(tree: TokenTree) -> Tensor:
+    """[B, N]: of the valid nodes that have the text of a node, the first."""
     index = torch.arange(tree.num_nodes, device=tree.tokens.device)
-    coins = nodes.draws.coins(tree.num_nodes)
-    accepted = index.expand_as(tree.tokens) == 0
-    here = tried = torch.zeros_like(rows)
-    target, draft = nodes.probs[:, 0], tree.laws[:, 0]
-    while True:
-        waiting = tree.valid & (tree.parents == here[:, None]) & (index > tried[:, None])
-        on_trial = waiting.any(-1)
-        if not on_trial.any():
-            break
-        child = waiting.int().argmax(-1)
-        token = tree.tokens[rows, child]
-        passes = coins[rows, child] * draft[rows, token] < target[rows, token]
-        moves, stays = on_trial & passes, (on_trial & ~passes)[:, None]
-        accepted = accepted | (moves[:, None] & (index == child[:, None]))
-        tried = torch.where(on_trial, child, tried)
-        target, draft = (
-            torch.where(stays, left, now)
-            for left, now in zip(_rejected(target, draft, token), (target, draft), strict=True)
-        )
-        here = torch.where(moves, child, here)
-        target = torch.where(moves[:, None], nodes.probs[rows, child], target)
-        below = tree.laws[rows, tree.law_index[rows, child]]
-        draft = torch.where(moves[:, None], below, draft)
-    path, num_accepted = accepted_path(accepted)
-    # Where nothing was rejected below the path, the bonus is the target's own choice.
-    drawn = nodes.draws.draw(target, num_accepted)
-    bonus = torch.where(tried > here, drawn, nodes.choice[rows, here])
-    return Verdict(path, num_accepted, bonus)
+    parents, depth = tree.parents.clamp_min(0), tree.depth
+    alike = (tree.tokens[:, :, None] == tree.tokens[:, None]) & tree.valid[:, None]
+    alike &= depth[:, :, None] == depth[:, None]
+    alike |= torch.eye(tree.num_nodes, dtype=torch.bool, device=index.device)
+    twins = index.expand_as(parents)
+    # Level by level: alike are nodes of one token below parents that are.
+    for _ in range(int(depth.max())):
+        above = twins.gather(1, parents)
+        twins = (alike & (above[:, :, None] == above[:, None])).int().argmax(-1)
+    return twins
 
 
-def _rejected(target: Tensor, draft: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Both laws [B, V] once ``token`` [B], drawn from ``draft``, has been rejected."""
-    excess = (target - draft).clamp_min(0)
-    mass = excess.sum(-1, keepdim=True)
-    # Equal laws reject nothing; what rounding rejects must still be answered from the target.
-    target = torch.where(mass > 0, excess / mass, target)
-    draft = draft.scatter(1, token[:, None], 0.0)
-    # A draft that has nothing left proposes nothing more.
-    return target, draft / draft.sum(-1, keepdim=True).clamp_min(torch.finfo(draft.dtype).tiny)
+def _unchanged(target: Tensor, draft: Tensor, count: Tensor) -> Trial:
+    return Trial(target, draft, target)
+
+
+def _refuse_distinct(trial: Trial, token: Tensor) -> Trial:
+    target = excess(trial.chance, trial.draft)
+    return Trial(target, without(trial.draft, token), target)
+
+
+def _refuse_independent(trial: Trial, token: Tensor) -> Trial:
+    target = excess(trial.chance, trial.draft)
+    return Trial(target, trial.draft, target)
