@@ -23,13 +23,11 @@ NUM_EXAMPLES = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 
 
 def main() -> None:
-    server = Server([])
-    try:
+    with Server([]) as server:
         for label, codes in fuzz(server.url, server.wait()).items():
             print(label, dict(sorted(codes.items())))
-    finally:
         server.terminate()
-    raise SystemExit(server.exit_code())
+        raise SystemExit(server.exit_code())
 
 
 def fuzz(url: str, model: str) -> dict[str, dict[int, int]]:

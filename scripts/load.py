@@ -56,7 +56,7 @@ class Seen:
 
 
 class Server:
-    """``jakiro serve`` in a process of its own."""
+    """``jakiro serve`` in a process of its own, which does not outlive the ``with``."""
 
     def __init__(self, options: list[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as door:
@@ -67,6 +67,13 @@ class Server:
             [sys.executable, "-c", command, "serve", "--port", str(port), *options],
             stderr=subprocess.DEVNULL,
         )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def wait(self) -> str:
         """Until it answers; the name of its model."""
@@ -204,7 +211,14 @@ def measure(
     extra: list[str], prompts: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One server from its start to its end: what is reported, and the texts."""
-    server = Server([*options.serve, *extra])
+    with Server([*options.serve, *extra]) as server:
+        return put_under_load(server, prompts, options)
+
+
+def put_under_load(
+    server: Server, prompts: list[str], options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Warm up, load, rest, end."""
     model = server.wait()
     warm = argparse.Namespace(**vars(options) | {"seconds": options.seconds / 10})
     asyncio.run(load(server.url, model, prompts, warm))
