@@ -29,6 +29,7 @@ DRAFTED = Summary(
     shares=Shares(0.25, 0.6, 0.15, 0.125),
     equality=Equality(2, 1, 0),
     output_sha256="b" * 64,
+    bound=2.0,
 )
 UNDRAFTED = Summary(
     method=PLAIN,

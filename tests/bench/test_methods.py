@@ -77,3 +77,16 @@ def test_the_usable_rows_are_those_of_the_target() -> None:
     assert {"jakiro", "eagle2", "prompt_lookup"} <= names
     assert "none" not in names
     assert {row.name for row in usable_rows("elsewhere")} < names
+
+
+def test_an_untrained_head_has_the_sizes_of_the_trained_one(plain: Engine) -> None:
+    row, method = Workshop(plain).open(Row("fresh", "untrained:jakiro", tree="chain:2"))
+    _, trained = Workshop(plain).open(Row("jakiro", "jakiro"))
+    fresh, known = method.engine.drafter, trained.engine.drafter
+    assert row.weights is None
+    assert (fresh.name, fresh.num_parameters) == (known.name, known.num_parameters)
+    prompts = [[5, 6, 7]]
+    answers = [each.engine.generate(prompts)[0].token_ids for each in (method, trained)]
+    assert answers[0] == answers[1]
+    _, missing = Workshop(plain).open_found([Row("a", "untrained:absent")])
+    assert "no checkpoint" in missing["a"]

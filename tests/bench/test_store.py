@@ -31,7 +31,7 @@ def test_a_report_reads_as_it_was_written(tmp_path: Path) -> None:
 def test_the_json_has_a_schema(tmp_path: Path) -> None:
     record = json.loads(save(whole_report(), tmp_path)[0].read_text("utf-8"))
     assert set(record) == {
-        "schema", "command", "environment", "settings", "not_measured", "cells",
+        "schema", "command", "environment", "settings", "not_measured", "cells", "foreign",
     }  # fmt: skip
     assert record["schema"] == 2
     assert set(record["cells"][0]) == {

@@ -18,6 +18,7 @@ def test_a_row_has_an_entry_per_heading() -> None:
         "α by depth": "0.80 0.50 -",
         "draft / verify / other": "25% / 60% / 15%",
         "outside": "12.5%",
+        "of bound": "90% of 2.00",
         "equal": "2/3, 1 near-ties",
     }
 
@@ -28,7 +29,7 @@ def test_bugs_are_loud() -> None:
 
 def test_what_was_not_measured_is_empty() -> None:
     bare = replace(UNDRAFTED, speedup=None, tau=None, tau_without_loops=None, equality=None)
-    assert cells(bare)[2:] == [""] * 8
+    assert cells(bare)[2:] == [""] * 9
 
 
 def test_the_overview_has_a_table_per_temperature_and_a_column_per_task() -> None:

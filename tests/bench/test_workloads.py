@@ -25,7 +25,7 @@ def test_the_shipped_sets_have_eighty_questions(name: str) -> None:
 
 
 def test_the_shipped_names() -> None:
-    assert shipped() == ["demo", "gsm8k", "humaneval"]
+    assert shipped() == ["demo", "gsm8k", "humaneval", "random"]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,23 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import jakiro
 from jakiro.api import bundled_drafter, usable_drafters
-from jakiro.bench.runner import EngineMethod
-from jakiro.bench.suites import Row
-from jakiro.drafters.registry import ENTRIES
+from jakiro.bench.runner import EngineMethod, TransformersMethod
+from jakiro.bench.suites import TRANSFORMERS, UNTRAINED, Row
+from jakiro.drafters.base import Drafter
+from jakiro.drafters.registry import ENTRIES, find, of_models
 from jakiro.engine.engine import Engine
 from jakiro.errors import CheckpointError, PairMismatch
+from jakiro.hub import checkpoint
+from jakiro.hub.models import load_model
+
+PROMPT_LOOKUP = {"prompt_lookup_num_tokens": 10}
+"""Of ``transformers``: as many tokens as our own prompt lookup drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +37,19 @@ class Workshop:
     def open(self, row: Row) -> tuple[Row, EngineMethod]:
         """The row, with the digest of its weights, and its engine. Raises what ``jakiro.load``
         raises."""
-        location = self._locate(row.drafter)
+        name = row.drafter.removeprefix(UNTRAINED)
+        location = self._locate(name)
         engine = jakiro.load(
             self.plain.target.model,
-            location,
+            location if name == row.drafter else self._untrained(location),
             tokenizer=self.plain.tokenizer,
             tree=row.tree,
             rule=row.rule,
             noise_aware=row.noise_aware,
             max_batch_size=self.max_batch_size,
         )
-        return replace(row, weights=_weights(location)), EngineMethod(row.name, engine)
+        weights = _weights(location) if name == row.drafter else None
+        return replace(row, weights=weights), EngineMethod(row.name, engine)
 
     def open_found(
         self, rows: Iterable[Row]
@@ -46,7 +57,7 @@ class Workshop:
         """Those of ``rows`` that are at hand, and why the others are not, by their names."""
         opened, missing = [], {}
         for row in rows:
-            if not _directory(self._locate(row.drafter)):
+            if not _directory(self._locate(row.drafter.removeprefix(UNTRAINED))):
                 missing[row.name] = f"there is no checkpoint {row.drafter!r}; see --heads"
                 continue
             try:
@@ -54,6 +65,33 @@ class Workshop:
             except (CheckpointError, PairMismatch) as error:
                 missing[row.name] = str(error)
         return opened, missing
+
+    def transformers(self, eos_ids: tuple[int, ...]) -> list[TransformersMethod]:
+        """``model.generate`` as it is, with its prompt lookup, and with the draft model that is
+        at hand as its assistant."""
+        model = self.plain.target.model
+        settings: dict[str, dict[str, Any]] = {"": {}, " prompt_lookup": PROMPT_LOOKUP}
+        directory = _directory(self._locate(of_models().name))
+        if directory is not None and directory.is_dir():
+            assistant = load_model(directory, self.plain.target.dtype, self.plain.target.device)
+            settings[" assistant"] = {"assistant_model": assistant}
+        return [
+            TransformersMethod(f"{TRANSFORMERS}{name}", model, eos_ids, more)
+            for name, more in settings.items()
+        ]
+
+    def _untrained(self, location: str) -> Drafter:
+        """A drafter with a fresh head of the sizes of the checkpoint at ``location``."""
+        directory, target = _directory(location), self.plain.target
+        if directory is None or not directory.is_dir():
+            raise CheckpointError(f"there is no checkpoint {location!r} to take the sizes of")
+        trained = checkpoint.load(directory, target.fingerprint())
+        torch.manual_seed(0)
+        head = type(trained)(trained.config)
+        head.load_state_dict(dict(trained.named_buffers()), strict=False)
+        head.to(device=target.device, dtype=target.dtype)
+        drafter: Drafter = find(head.config.method).load()(head, target)
+        return drafter
 
     def _locate(self, drafter: str) -> str:
         for before, name in (("", drafter), _split(drafter)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jakiro.bench.environment import Environment
+from jakiro.bench.foreign import Foreign
 from jakiro.bench.settings import Place, Settings
 from jakiro.bench.summary import Summary
 
@@ -48,6 +49,8 @@ class Report:
     not_measured: dict[str, str]
     """Rows and tasks that were asked for and are not at hand, with the reason."""
     cells: list[Cell]
+    foreign: list[Foreign] = field(default_factory=list)
+    """Other engines on the same tasks, from runs of their own."""
 
     def pending(self) -> Iterator[Place]:
         """The cells still to be measured."""

@@ -8,8 +8,8 @@ besides then falls on all methods alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -84,6 +84,8 @@ class TransformersMethod:
     name: str
     model: Any
     eos_ids: tuple[int, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of ``generate``."""
 
     @property
     def promise(self) -> Promise:
@@ -113,6 +115,7 @@ class TransformersMethod:
             eos_token_id=None if params.ignore_eos else list(self.eos_ids),
             pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
             **settings,
+            **self.more,
         )
         return Answer(out[0, ids.shape[1] :].tolist())
 

@@ -32,6 +32,8 @@ from jakiro.errors import ConfigError, DataError, UnknownName
 
 TRANSFORMERS = "transformers"
 """The row of ``model.generate``."""
+UNTRAINED = "untrained:"
+"""Before the name of a trained drafter: a head of its sizes with fresh weights."""
 
 _OPTION = re.compile(r"^(?P<rest>.*),(?P<key>rule|noise_aware)=(?P<value>[^,]*)$")
 _BOOLEANS = {"true": True, "false": False}
@@ -43,7 +45,8 @@ class Row:
 
     name: str
     drafter: str
-    """A registered name, a checkpoint directory, or a name to be found among given heads."""
+    """A registered name, a checkpoint directory, or a name to be found among given heads; such a
+    name after ``untrained:`` is a head of those sizes that has learnt nothing."""
     tree: str | None = None
     """None: the tree that the drafter recommends."""
     rule: str = "match"
@@ -86,6 +89,9 @@ class Suite:
     tasks: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = (0.0,)
     rows: tuple[Row, ...] = ()
+    batch_sizes: tuple[int, ...] = (1,)
+    transformers: bool = False
+    """Whether ``model.generate`` is measured as well, plain and with what it has for speed."""
 
     def __post_init__(self) -> None:
         if not self.temperatures:

@@ -59,6 +59,9 @@ class Summary:
     """None where the texts need not be those of plain decoding."""
     output_sha256: str
     """Of all texts in order; see ``digest``."""
+    bound: float | None = None
+    """The speedup if a cycle took the forwards of target and drafter and nothing else, measured
+    here: τ / (1 + draft cost + extra verify cost), in forwards of plain decoding."""
 
 
 def written(token_ids: Sequence[int]) -> str:
@@ -139,6 +142,7 @@ def _summary(
         shares=_shares(total(list(stats.values()))),
         equality=equality,
         output_sha256=digest(texts),
+        bound=_bound(total(list(stats.values())), total(list(_stats_by_request(plain).values()))),
     )
 
 
@@ -175,6 +179,13 @@ def _speedups(samples: list[Sample], plain: list[Sample]) -> tuple[list[float], 
             ratios.setdefault(sample.requests, []).append(other.wall_ms / sample.wall_ms)
             plain_ms, own_ms = plain_ms + other.wall_ms, own_ms + sample.wall_ms
     return [median(values) for values in ratios.values()], plain_ms / own_ms if own_ms else None
+
+
+def _bound(stats: Stats, plain: Stats) -> float | None:
+    models_ms = stats.verify_ms + stats.module_ms
+    if not models_ms or not plain.num_forwards:
+        return None
+    return stats.tau * stats.num_forwards / models_ms * plain.verify_ms / plain.num_forwards
 
 
 def _lengths(answers: Sequence[Answer]) -> list[int]:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from statistics import mean
 
-from jakiro.bench.report import Report
+from jakiro.bench.foreign import Foreign
+from jakiro.bench.report import Cell, Report
 from jakiro.bench.statistics import Ratio, Spread
+from jakiro.bench.suites import TRANSFORMERS
 from jakiro.bench.summary import Summary
 
 HEADINGS = (
@@ -20,6 +22,7 @@ HEADINGS = (
     "α by depth",
     "draft / verify / other",
     "outside",
+    "of bound",
     "equal",
 )
 
@@ -30,6 +33,7 @@ def to_markdown(report: Report) -> str:
     for cell in report.cells:
         lines += ["", f"### {cell.place}", "", *_table(HEADINGS, map(cells, cell.methods))]
         lines += ["", "α by depth, with 95% intervals over prompts:", "", *_alpha(cell.methods)]
+        lines += against(cell, report.foreign)
         if cell.num_skipped:
             lines += ["", f"{cell.num_skipped} prompts are too long for the context."]
         lines += ["", f"Commit {cell.commit}, {cell.date}. SHA-256 of the texts:", ""]
@@ -64,6 +68,24 @@ def overview(report: Report) -> list[str]:
     return lines
 
 
+def against(cell: Cell, foreign: Sequence[Foreign]) -> list[str]:
+    """Lines: all methods in tokens per second and as multiples of plain decoding, here and in
+    ``transformers``; nothing where ``transformers`` was not measured."""
+    rates = {one.method: one.tokens_per_s for one in cell.methods}
+    if TRANSFORMERS not in rates:
+        return []
+    here, there = cell.methods[0].tokens_per_s, rates[TRANSFORMERS]
+    if cell.temperature == 0 and cell.batch_size == 1:
+        rates |= {f"{one.name} *": one.tokens_per_s for one in foreign if one.task == cell.task}
+    rows = [
+        [name, f"{rate:.1f}", f"{rate / here:.2f}", f"{rate / there:.2f}"]
+        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
+    ]
+    note = ["", "* measured in a run of its own."] if len(rates) > len(cell.methods) else []
+    headings = ["method", "tokens/s", "x plain", f"x {TRANSFORMERS}"]
+    return ["", "Against `model.generate`:", "", *_table(headings, rows), *note]
+
+
 def cells(summary: Summary) -> list[str]:
     """The entries of one row, in the order of ``HEADINGS``."""
     spread, shares = summary.speedup, summary.shares
@@ -78,6 +100,7 @@ def cells(summary: Summary) -> list[str]:
         " ".join(_number(rate) or "-" for rate in summary.alpha),
         f"{shares.draft:.0%} / {shares.verify:.0%} / {shares.other:.0%}" if shares else "",
         f"{shares.outside:.1%}" if shares else "",
+        _of_bound(summary),
         _equal(summary),
     ]
 
@@ -128,6 +151,13 @@ def _number(ratio: Ratio | None) -> str:
 
 def _interval(value: float, bounds: Spread | Ratio) -> str:
     return f"{value:.2f} ({bounds.interval_low:.2f} - {bounds.interval_high:.2f})"
+
+
+def _of_bound(summary: Summary) -> str:
+    """What was reached of the bound, and the bound."""
+    if summary.bound is None or summary.total_speedup is None:
+        return ""
+    return f"{summary.total_speedup / summary.bound:.0%} of {summary.bound:.2f}"
 
 
 def _equal(summary: Summary) -> str:

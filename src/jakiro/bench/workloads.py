@@ -12,6 +12,7 @@ A line is a JSON object. The first of these fields that it has is the prompt:
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,8 +22,25 @@ from typing import Any
 from jakiro.errors import DataError, UnknownName
 
 Message = dict[str, str]
-TaskPrompt = str | list[Message]
-"""Text to be continued, or a conversation for a chat template."""
+RANDOM = "random"
+"""The set of prompts that no drafter can make anything of."""
+_NUM_RANDOM = 40
+
+
+@dataclass(frozen=True, slots=True)
+class RandomTokens:
+    """A prompt drawn token by token, evenly from any vocabulary."""
+
+    size: int
+    seed: int
+
+    def ids(self, vocab_size: int) -> list[int]:
+        chance = random.Random(self.seed)
+        return [chance.randrange(vocab_size) for _ in range(self.size)]
+
+
+TaskPrompt = str | list[Message] | RandomTokens
+"""Text to be continued, a conversation for a chat template, or tokens at random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +54,8 @@ class Task:
 def shipped() -> list[str]:
     """Names of the task sets inside the package."""
     entries = (files("jakiro.bench") / "prompts").iterdir()
-    return sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".jsonl"))
+    files_there = [Path(entry.name).stem for entry in entries if entry.name.endswith(".jsonl")]
+    return sorted([*files_there, RANDOM])
 
 
 def load_tasks(sources: Sequence[str], limit: int | None = None) -> list[Task]:
@@ -55,7 +74,7 @@ def select(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
     return [task for name in names for task in tasks if task.name == name]
 
 
-def plain_text(prompt: TaskPrompt) -> str:
+def plain_text(prompt: str | list[Message]) -> str:
     """A prompt without chat format: the messages, one per paragraph."""
     if isinstance(prompt, str):
         return prompt
@@ -68,7 +87,10 @@ def _cut(task: Task, limit: int | None) -> Task:
 
 def _load(source: str) -> Iterator[Task]:
     path = Path(source)
-    if source in shipped():
+    if source == RANDOM:
+        sizes = (32 + 96 * (seed % 4) // 3 for seed in range(_NUM_RANDOM))
+        yield Task(source, tuple(RandomTokens(size, seed) for seed, size in enumerate(sizes)))
+    elif source in shipped():
         lines = (files("jakiro.bench") / "prompts" / f"{source}.jsonl").read_text("utf-8")
         yield Task(source, tuple(_prompts(lines, source)))
     elif path.is_dir():
@@ -90,6 +112,11 @@ def _read(path: Path) -> Task:
         raise DataError(f"cannot read {str(path)!r}: {error}") from error
     name = path.parent.name if path.name == "question.jsonl" else path.stem
     return Task(name, tuple(_prompts(lines, str(path))))
+
+
+def sources_of(tasks: Sequence[str]) -> list[str]:
+    """Those of ``tasks`` that ship; without any, the two sets of code and mathematics."""
+    return [task for task in tasks if task in shipped()] or ["humaneval", "gsm8k"]
 
 
 def _prompts(lines: str, where: str) -> Iterator[TaskPrompt]:

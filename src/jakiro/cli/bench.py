@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,8 @@ def bench(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="Methods, tasks and temperatures by name (paper, ablation) or from a TOML file."
+            help="Methods, tasks and temperatures by name (paper, others, auto, adversarial, "
+            "ablation, methods) or from a TOML file."
         ),
     ] = None,
     method: Annotated[
@@ -38,7 +40,9 @@ def bench(
     repetitions: Annotated[int, typer.Option(min=1, help="Rounds over all prompts.")] = 1,
     batch: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Prompts decoded together. May be repeated. Default: 1."),
+        typer.Option(
+            min=1, help="Prompts decoded together. May be repeated. Default: the suite's, or 1."
+        ),
     ] = None,
     temperature: Annotated[
         list[float] | None,
@@ -52,8 +56,17 @@ def bench(
     seed: options.FixedSeedOption = 0,
     ignore_eos: Annotated[bool, typer.Option(help="Go on after the end token.")] = False,
     transformers: Annotated[
-        bool, typer.Option("--transformers", help="Measure model.generate as well.")
+        bool,
+        typer.Option(
+            "--transformers", help="Measure model.generate as well, also with its own drafts."
+        ),
     ] = False,
+    foreign: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="JSON of scripts/engines/vllm_bench.py, for the tables. May be repeated."
+        ),
+    ] = None,
     chat: options.ChatOption = None,
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
@@ -67,21 +80,23 @@ def bench(
     listed as not measured. Exit code 1 if a text differs from that of plain decoding by more than
     a near-tie.
     """
+    from jakiro.bench.foreign import read_foreign
     from jakiro.bench.methods import Workshop, usable_rows
     from jakiro.bench.settings import Settings
     from jakiro.bench.store import prepare
     from jakiro.bench.suites import Row, Suite, load_suite
-    from jakiro.bench.workloads import load_tasks
+    from jakiro.bench.workloads import load_tasks, sources_of
     from jakiro.cli import measuring, session
 
     chosen = Suite() if suite is None else load_suite(suite)
     explicit = [Row.parse(text) for text in method or []]
-    tasks, absent = _tasks(chosen, load_tasks(task or ["humaneval", "gsm8k"], limit))
+    tasks, absent = _tasks(chosen, load_tasks(task or sources_of(chosen.tasks), limit))
     if out is not None:
         prepare(out)
     plain = session.open_engine(target, "none", dtype=dtype, device=device, threads=threads)
     wanted = chosen.rows or (() if explicit else usable_rows(target))
-    sizes = tuple(batch or [1])
+    sizes = tuple(batch) if batch else chosen.batch_sizes
+    transformers = transformers or chosen.transformers
     workshop = Workshop(plain, heads, max(sizes))
     rows, methods, missing = measuring.open_rows(workshop, explicit, wanted, transformers)
     prompts, unfit = measuring.encode(plain, tasks, max_new_tokens, chat)
@@ -105,7 +120,9 @@ def bench(
         ignore_eos=ignore_eos,
     )
     judge = measuring.open_judge(plain)
-    report = measuring.measure(settings, methods, prompts, judge, missing | absent | unfit, out)
+    others = [row for path in foreign or [] for row in read_foreign(path)]
+    not_measured = missing | absent | unfit
+    report = measuring.measure(settings, methods, prompts, judge, not_measured, out, others)
     if as_json:
         typer.echo(json.dumps(report.to_json(), ensure_ascii=False))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from jakiro.bench.equality import Judge
+    from jakiro.bench.foreign import Foreign
     from jakiro.bench.grid import Prompts
     from jakiro.bench.methods import Workshop
     from jakiro.bench.report import Cell, Report
@@ -43,8 +45,8 @@ def open_rows(
     """Rows and methods that are at hand, plain decoding first, and why ``optional`` rows are not.
     Those asked for by hand have to be there: what is wrong with one is raised."""
     from jakiro.api import eos_ids
-    from jakiro.bench.runner import PLAIN, EngineMethod, TransformersMethod
-    from jakiro.bench.suites import TRANSFORMERS, Row
+    from jakiro.bench.runner import PLAIN, EngineMethod
+    from jakiro.bench.suites import Row
     from jakiro.cli.session import NOTES
 
     with NOTES.status("loading the drafters"):
@@ -54,9 +56,7 @@ def open_rows(
     methods: list[Method] = [EngineMethod(PLAIN, plain.engine), *(each for _, each in opened)]
     if transformers:
         model = plain.engine.target.model
-        methods.append(
-            TransformersMethod(TRANSFORMERS, model, eos_ids(model, plain.engine.tokenizer))
-        )
+        methods += workshop.transformers(eos_ids(model, plain.engine.tokenizer))
     return tuple(row for row, _ in opened), methods, missing
 
 
@@ -89,6 +89,7 @@ def measure(
     judge: Judge,
     not_measured: dict[str, str],
     out: Path | None,
+    foreign: Sequence[Foreign] = (),
 ) -> Report:
     """Run what is not yet in ``out``, writing there after every cell."""
     from jakiro.bench import grid, store
@@ -97,9 +98,9 @@ def measure(
     from jakiro.cli.session import NOTES
 
     command = shlex.join(["jakiro", *sys.argv[1:]])
-    report = Report(command, environment(), settings, not_measured, [])
+    report = Report(command, environment(), settings, not_measured, [], list(foreign))
     if out is not None:
-        report = store.resume(report, out)
+        report = replace(store.resume(report, out), foreign=report.foreign)
         if report.cells:
             NOTES.print(f"{len(report.cells)} cells in {out} were measured before")
     pending = list(report.pending())

@@ -39,7 +39,7 @@ def reproduce(
     from jakiro.bench.compare import compare
     from jakiro.bench.methods import Workshop
     from jakiro.bench.store import prepare, read_report
-    from jakiro.bench.workloads import load_tasks, select
+    from jakiro.bench.workloads import load_tasks, select, sources_of
     from jakiro.cli import measuring, session
 
     before = read_report(report)
@@ -48,7 +48,7 @@ def reproduce(
         if out.resolve() == report.resolve().parent:
             raise ConfigError(f"{out} holds the report itself; give another --out, or none")
         prepare(out)
-    found = load_tasks(task or ["humaneval", "gsm8k"], asked.limit)
+    found = load_tasks(task or sources_of(asked.tasks), asked.limit)
     tasks = select(found, asked.tasks)
     dtype = asked.dtype.removeprefix("torch.")
     plain = session.open_engine(

@@ -21,6 +21,7 @@ def encode_tasks(
     Raises:
         PromptError: nothing is left.
     """
+    from jakiro.bench.workloads import RandomTokens
     from jakiro.cli.session import as_prompt
 
     room = engine.target.context_length - max_new_tokens
@@ -28,8 +29,11 @@ def encode_tasks(
     num_skipped: dict[str, int] = {}
     for task in tasks:
         for prompt in task.prompts:
-            asked = prompt if isinstance(prompt, str) else as_prompt(engine, prompt, is_chat)
-            ids = engine.encode(asked)
+            if isinstance(prompt, RandomTokens):
+                ids = prompt.ids(engine.target.vocab_size)
+            else:
+                asked = prompt if isinstance(prompt, str) else as_prompt(engine, prompt, is_chat)
+                ids = engine.encode(asked)
             if len(ids) <= room:
                 encoded.append((task.name, ids))
             else:
