@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from jakiro import __version__
 from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
 from jakiro.engine.budget import Controller
 from jakiro.engine.calibrate import measure
-from jakiro.engine.costs import Costs
+from jakiro.engine.costs import COSTS_VERSION, Costs
 from jakiro.engine.engine import Engine
 from jakiro.engine.policy import Fixed, Policy
 from jakiro.engine.prompt import PromptTokenizer
@@ -176,7 +175,7 @@ def _controller(
         "dtype": str(target.dtype),
         "device": device_name(target.device),
         "threads": torch.get_num_threads(),
-        "versions": {"jakiro": __version__, "torch": str(torch.__version__)},
+        "versions": {"costs": COSTS_VERSION, "torch": str(torch.__version__)},
         "drafter": {"name": drafter.name, "num_parameters": drafter.num_parameters},
         "plan": str(plan or drafter.plan),
         "max_batch_size": max_batch_size,

@@ -15,10 +15,10 @@ class Stats:
 
     num_prefills: int = 0
     """Prefills that brought a first token."""
-    num_reused: int = 0
-    """Prompt tokens that were not fed, because a request with the same beginning had been."""
     num_forwards: int = 0
     num_emitted: int = 0
+    num_reused: int = 0
+    """Prompt tokens that were not fed, because a request with the same beginning had been."""
     num_drafted: int = 0
     """Nodes that were verified and could have been accepted."""
     accepted_by_depth: list[int] = field(default_factory=list)
