@@ -30,6 +30,7 @@ import torch
 
 import jakiro
 from jakiro.bench.workloads import TaskPrompt, load_tasks, plain_text
+from jakiro.drafters import feature
 from jakiro.engine.engine import Engine
 from jakiro.engine.step import step
 from jakiro.sampling.params import SamplingParams
@@ -99,10 +100,8 @@ def watched(engine: Engine, phases: Phases) -> Iterator[None]:
         for owner, name, phase in places(engine):
             timed = phases.timed(phase, getattr(owner, name))
             stack.enter_context(patch.object(owner, name, timed))
-        for module in ("feature", "medusa", "draft_model"):
-            path = f"jakiro.drafters.{module}.grow"
-            timed = phases.timed("draft: growth", jakiro.drafters.feature.grow)
-            stack.enter_context(patch(path, timed))
+        growth = phases.timed("draft: growth", feature.grow)
+        stack.enter_context(patch.object(feature, "grow", growth))
         whole = phases.timed("everything else", cycle, is_whole=True)
         stack.enter_context(patch("jakiro.engine.engine.step", whole))
         yield
