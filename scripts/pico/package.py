@@ -1,8 +1,9 @@
 """Put the trained pair into the package.
 
-``python scripts/pico/package.py --target DIR --head DIR ... --tree dynamic:5,8,16`` copies the
-target to ``src/jakiro/models/pico`` and every head, in bfloat16, to ``pico-METHOD``. ``--tree`` is
-the tree the heads recommend. ``--history`` copies the log of the target's training to ``dev/pico``.
+``python scripts/pico/package.py --target DIR --head DIR ... --tree TREE --window 128`` copies the
+target to ``src/jakiro/models/pico`` and every head, in bfloat16, to ``pico-METHOD``. ``--tree``
+and ``--window`` are what the heads recommend. ``--history`` copies the log of the target's
+training to ``dev/pico``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--history", type=Path)
     parser.add_argument("--head", type=Path, action="append", default=[])
     parser.add_argument("--tree", required=True)
+    parser.add_argument("--window", type=int, required=True)
     args = parser.parse_args()
     TreePlan.parse(args.tree)
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ def main() -> None:
         shutil.copyfile(args.history, LOGS / "target.jsonl")
     for directory in args.head:
         config = checkpoint.read_config(directory)
-        notes = config["notes"] | {"tree": args.tree}
+        notes = config["notes"] | {"tree": args.tree, "options": {"window": args.window}}
         head = checkpoint.load(directory)
         destination = MODELS / f"pico-{head.config.method}"
         checkpoint.save(head, destination, config["target"], notes)

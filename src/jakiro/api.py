@@ -279,16 +279,25 @@ def _load_drafter(source: _Source, target: Target, tokenizer: PromptTokenizer | 
 
 
 def _from_directory(directory: Path, target: Target, tokenizer: PromptTokenizer | None) -> Drafter:
-    """The drafter whose checkpoint this is, with the tree that its notes recommend."""
+    """The drafter whose checkpoint this is, with the tree and the options its notes recommend."""
     if checkpoint.holds_model(directory):
         model = load_model(directory, target.dtype, target.device)
         return _draft_model(model, target, (tokenizer_beside(directory), tokenizer))
     head = checkpoint.load(directory, target.fingerprint())
     kind = registry.find(head.config.method).load()
-    drafter: Drafter = kind(head.to(device=target.device, dtype=target.dtype), target)
-    tree = checkpoint.read_config(directory).get("notes", {}).get("tree")
-    if tree is not None:
-        drafter.plan = TreePlan.parse(tree)
+    notes = checkpoint.read_config(directory).get("notes", {})
+    options = notes.get("options", {})
+    try:
+        drafter: Drafter = kind(
+            head.to(device=target.device, dtype=target.dtype), target, **options
+        )
+    except TypeError as error:
+        raise CheckpointError(
+            f"{directory / checkpoint.CONFIG_FILE} recommends options that "
+            f"{head.config.method} does not have: {options} ({error})"
+        ) from error
+    if "tree" in notes:
+        drafter.plan = TreePlan.parse(notes["tree"])
     return drafter
 
 

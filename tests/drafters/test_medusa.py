@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jakiro.api import load
 from jakiro.drafters.medusa import Medusa, MedusaConfig, MedusaHeads
-from jakiro.errors import ConfigError
+from jakiro.errors import CheckpointError, ConfigError
 from jakiro.hub import checkpoint
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.features import LAST_FEATURE
@@ -133,6 +133,15 @@ def test_a_checkpoint_opens_with_its_tree(own_head: bool, tmp_path: Path) -> Non
     params = SamplingParams(max_new_tokens=20, ignore_eos=True)
     (done,) = engine.generate([[3, 4, 5]], params)
     assert done.token_ids == world.answer(target.model, [3, 4, 5], params)
+
+
+def test_options_of_a_checkpoint_reach_the_drafter(tmp_path: Path) -> None:
+    target = world.target("llama")
+    config = MedusaConfig("medusa", target.hidden_size, target.vocab_size, 3, own_head=False)
+    notes = {"options": {"window": 64}}
+    checkpoint.save(MedusaHeads(config), tmp_path, target.fingerprint(), notes, torch.float32)
+    with pytest.raises(CheckpointError, match=r"options that medusa does not have.*window"):
+        load(target.model, tmp_path)
 
 
 def test_the_published_tree() -> None:
