@@ -25,7 +25,10 @@ def search(text: list[int], max_ngram: int, min_ngram: int, limit: int) -> list[
     for size in range(max_ngram, min_ngram - 1, -1):
         for end in range(len(text) - 2, size - 1, -1):
             if text[end - size : end] == text[-size:] and len(text) >= size:
-                return text[end : end + limit]
+                grown = list(text)
+                for i in range(limit):
+                    grown.append(grown[end + i])
+                return grown[len(text) :]
     return []
 
 

@@ -157,7 +157,7 @@ def test_it_learns_what_was_accepted_and_rows_are_renumbered() -> None:
     for prompt in ([5, 6, 7, 5], [1, 2], [8, 3, 8]):
         drafter.begin(prompt, None)
     plan = TreePlan.chain(3)
-    assert chains(draft(drafter, [6, 1, 3], plan, [9, 9, 1])) == [[7, 5, 6], [2, 1], [8]]
+    assert chains(draft(drafter, [6, 1, 3], plan, [9, 9, 1])) == [[7, 5, 6], [2, 1, 2], [8]]
     accept(drafter, [[6, 7], [1], [3, 4]])
     drafter.keep([2, 0])
     assert chains(draft(drafter, [8, 5], plan)) == [[3, 4, 8], [6, 7, 5]]

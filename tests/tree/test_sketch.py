@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jakiro.tree.sketch import Sketch, chain, mix, stack
+from jakiro.tree.sketch import Sketch, chain, mix, stack, what_follows
 from tests.drafters.reference import paths
 
 CPU = torch.device("cpu")
@@ -48,3 +48,9 @@ def test_mix_takes_rows_from_either_tree() -> None:
     tree.check()
     assert [list(paths(tree, row).values())[-1] for row in (0, 1)] == [[2, 3], [9]]
     assert mix([False, True], second, first).tokens[0].tolist() == [1, 2, 3, 0]
+
+
+def test_a_text_goes_on_as_if_it_copied_itself() -> None:
+    assert what_follows([9, 0, 1, 2], 1, 7) == [0, 1, 2, 0, 1, 2, 0]
+    assert what_follows([9, 0, 1, 2], 1, 2) == [0, 1]
+    assert what_follows([9], 1, 3) == what_follows([9], 0, 0) == []

@@ -8,7 +8,7 @@ from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.errors import ConfigError
 from jakiro.target.output import TargetOutput
 from jakiro.tree.shapes import TreePlan
-from jakiro.tree.sketch import chain, stack
+from jakiro.tree.sketch import chain, stack, what_follows
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
@@ -61,10 +61,10 @@ class PromptLookup(Drafter):
             text.append(token)
 
     def _continuation(self, row: int, root: int, limit: int) -> list[int]:
-        """At most ``limit`` tokens that followed the longest known suffix of text + root."""
+        """The ``limit`` tokens after the longest known suffix of text + root, if there is one."""
         text = [*self._texts[row], root]
         for size in self._sizes:
             start = self._ends[row].get(tuple(text[-size:])) if len(text) >= size else None
             if start is not None:
-                return text[start : start + limit]
+                return what_follows(text, start, limit)
         return []

@@ -22,7 +22,7 @@ from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.errors import CheckpointError, ConfigError
 from jakiro.target.output import TargetOutput
 from jakiro.tree.shapes import TreePlan
-from jakiro.tree.sketch import Sketch, chain, mix, stack
+from jakiro.tree.sketch import Sketch, chain, mix, stack, what_follows
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
@@ -290,7 +290,7 @@ class SuffixAutomaton(Drafter):
         if self._corpus is not None and row.length - self._corpus_bias > own.match:
             return likeliest(self._corpus, row.state, root, plan, depth)
         size = min(depth, plan.budget, 1 + int(self._growth * own.match))
-        return chain([root, *own.text[own.follow : own.follow + size]])
+        return chain([root, *what_follows(own.text, own.follow, size)])
 
 
 def likeliest(corpus: CorpusAutomaton, state: int, root: int, plan: TreePlan, depth: int) -> Sketch:

@@ -58,6 +58,14 @@ def chain(tokens: Sequence[int]) -> Sketch:
     return sketch
 
 
+def what_follows(text: Sequence[int], start: int, size: int) -> list[int]:
+    """``size`` tokens from ``text[start]`` on. Beyond its end the text goes on as if it copied
+    itself: with ``0 1 2`` before the end, ``0 1 2 0 1 2``; a text that repeats itself with a short
+    period would be continued by one period only."""
+    period = len(text) - start
+    return [text[start + i % period] for i in range(size)] if period > 0 else []
+
+
 def stack(sketches: Sequence[Sketch], device: torch.device) -> TokenTree:
     """One tree of all rows, padded at the end."""
     size = max(len(sketch.tokens) for sketch in sketches)
