@@ -82,6 +82,15 @@ class PathReference:
         laws = torch.stack([self._law(feature).exp() for feature in features])
         return (weights[:, None] * laws).sum(0).log()
 
+    @torch.inference_mode()
+    def likeliest_expert(self, path: list[int]) -> int:
+        """Which single expert, weighed by the gate, gives the last token of ``path`` the most."""
+        experts = self.after(path[:-1]).experts
+        assert experts is not None
+        features, weights = (part[0, 0] for part in experts)
+        shares = weights * torch.stack([self._law(each)[path[-1]].exp() for each in features])
+        return int(shares.argmax())
+
 
 def begun(
     drafter: FeatureDrafter, target: Target, prompts: list[list[int]]

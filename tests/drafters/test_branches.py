@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from jakiro.errors import ConfigError
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from tests.conformance import world
-from tests.drafters.reference import PlainScores, begun, request
+from tests.drafters.reference import PlainScores, begun, paths, request
 
 PROMPTS = [[7, 3, 9, 40, 11], [5]]
 PLAN = TreePlan("dynamic", depth=4, width=4, budget=40)
@@ -126,6 +127,31 @@ def test_equal_experts_need_no_decoupling() -> None:
 def test_siblings_are_continued_from_different_features() -> None:
     trees = [tree_of(variant(branches=branches)) for branches in ("sum", "decoupled")]
     assert not torch.equal(trees[0].tokens, trees[1].tokens)
+
+
+@pytest.mark.parametrize("plan", [PLAN, world.TREES["static"]], ids=str)
+@pytest.mark.parametrize("branches", ["sum", "decoupled"])
+def test_who_stands_behind_every_node(branches: str, plan: TreePlan) -> None:
+    """Of single experts the one that makes the token likeliest, by the law of its path alone."""
+    target = world.target("llama")
+    head = variant(branches=branches, draft_vocab_size=12)
+    head.get_buffer("draft_ids").copy_(torch.arange(3, 39, 3))
+    drafter = FeatureDrafter(head, target)
+    roots, references = begun(drafter, target, PROMPTS)
+    assert max(roots) >= 12, "roots are no tokens of the draft vocabulary"
+    with torch.inference_mode():
+        tree = drafter.draft(replace(request(roots, PROMPTS, plan), is_traced=True))
+    seen = set()
+    for row, reference in enumerate(references):
+        for node, path in paths(tree, row).items():
+            if node:
+                wanted = "contrast" if len(path) == plan.depth else "experts"
+                if wanted == "experts" and branches == "decoupled":
+                    wanted = f"expert {reference.likeliest_expert(path)}"
+                assert drafter.origin(row, node, len(path)) == wanted
+                seen.add(wanted)
+    known = {"experts"} if branches == "sum" else {"expert 0", "expert 1"}
+    assert seen == known | {"contrast"}
 
 
 def test_unused_contrasts_are_refused_where_there_are_none() -> None:

@@ -188,7 +188,7 @@ def test_the_arbiter_takes_rows_while_the_match_is_long() -> None:
     tree = draft(drafter, [3, 3])
     assert chains(tree) == [[4, 5, 6, 7, 8, 1], [4, 5]]
     assert (inner.caps, inner.plans) == ([[0, 99]], [inner.plan])
-    assert [drafter.origin(row, 1) for row in (0, 1)] == ["suffix_automaton", "prompt_lookup"]
+    assert [drafter.origin(row, 1, 1) for row in (0, 1)] == ["suffix_automaton", "prompt_lookup"]
     accept(drafter, [[3, 4], [3]])
     assert chains(draft(drafter, [9, 4], TreePlan.chain(1))) == [[], [5]]
     assert inner.plans[1] == TreePlan.chain(1)

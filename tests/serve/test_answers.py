@@ -104,6 +104,17 @@ def _check_trace(parts: list[dict[str, Any]], scored: list[dict[str, Any]]) -> N
     assert next(came, None) is None
 
 
+def test_an_answer_can_be_asked_for_without_drafts(client: TestClient) -> None:
+    """Beside others that are drafted, in one batch."""
+    bodies = [chat(**SAMPLED, seed=7, jakiro={"draft": is_on}) for is_on in (True, False, True)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        got = [each.json() for each in pool.map(lambda b: post(client, CHAT, b), bodies)]
+    fast, plain, _ = (answer["choices"][0] for answer in got)
+    assert plain["message"] == fast["message"]
+    assert fast["jakiro"]["tau"] > 2
+    assert plain["jakiro"]["tau"] == 1 and plain["jakiro"]["offered_by_depth"] == []
+
+
 def test_logprobs_are_those_of_the_target(client: TestClient, model: Any) -> None:
     body = {
         "model": NAME,

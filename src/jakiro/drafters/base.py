@@ -64,6 +64,8 @@ class DraftRequest:
     overwritten when the tree is verified. None: there is none to share."""
     choose: Choose = best
     """How ``grow`` takes children from their scores."""
+    is_traced: bool = False
+    """``origin`` will be asked about this draft."""
 
 
 class Drafter(ABC):
@@ -110,9 +112,9 @@ class Drafter(ABC):
         """One tree per row, no deeper than the row's cap and the plan, of at most ``plan.budget``
         nodes besides the root. Auxiliary nodes, which are not valid, may come on top."""
 
-    def origin(self, row: int, depth: int) -> str:
-        """What of it proposed the nodes of ``row`` at ``depth`` >= 1 in the last draft, in a word,
-        for people to see."""
+    def origin(self, row: int, node: int, depth: int) -> str:
+        """What of it proposed ``node`` of ``row``, at ``depth`` >= 1, in the last draft, which was
+        traced; in a word or two, for people to see."""
         return self.name
 
     @abstractmethod

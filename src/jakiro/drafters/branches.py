@@ -17,6 +17,8 @@ from torch import Tensor
 from jakiro.drafters.base import DraftNoise
 from jakiro.drafters.experts import Experts, HeadOutput
 from jakiro.drafters.vocabulary import DraftVocabulary
+from jakiro.tree.grow import Frontier
+from jakiro.tree.token_tree import TokenTree
 
 
 class Branches(ABC):
@@ -32,6 +34,10 @@ class Branches(ABC):
         """Features [B, F, H] that the children ``tokens`` [B, F] of the nodes ``rows`` [B, F] are
         fed with."""
 
+    @abstractmethod
+    def chosen(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """[B, F]: which of the active experts stands behind each child; -1: all of them."""
+
 
 class Sum(Branches):
     """One feature per node."""
@@ -45,6 +51,9 @@ class Sum(Branches):
 
     def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
         return gathered(self._features, rows)
+
+    def chosen(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        return torch.full_like(tokens, -1)
 
 
 class Decoupled(Branches):
@@ -63,17 +72,16 @@ class Decoupled(Branches):
         return noise.scores(self.law(), depth, self._vocabulary.ids)
 
     def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        return self._of_expert(self.explained(tokens, rows).argmax(-1), rows)
+        batch = torch.arange(len(rows), device=rows.device)[:, None]
+        return self.experts.features[batch, rows, self.chosen(tokens, rows)]
+
+    def chosen(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        return self.explained(tokens, rows).argmax(-1)
 
     def explained(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """``log w_j P_j(x)`` [B, F, K] of the children ``tokens`` of the nodes ``rows``."""
         batch = torch.arange(len(rows), device=rows.device)[:, None]
         return self._joint[batch, rows, :, tokens]
-
-    def _of_expert(self, choice: Tensor, rows: Tensor) -> Tensor:
-        """Features [B, F, H] of expert ``choice`` [B, F] at the nodes ``rows``."""
-        batch = torch.arange(len(rows), device=rows.device)[:, None]
-        return self.experts.features[batch, rows, choice]
 
 
 class Union(Decoupled):
@@ -96,16 +104,45 @@ class Union(Decoupled):
         taken = torch.zeros_like(joint[..., 0, :]).scatter_add_(-1, turns, is_taken.to(joint.dtype))
         return super().scores(noise, depth, width).masked_fill(taken == 0, -torch.inf)
 
-    def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
+    def chosen(self, tokens: Tensor, rows: Tensor) -> Tensor:
         batch = torch.arange(len(rows), device=rows.device)[:, None]
         found = self._proposed[batch, rows] == tokens[..., None, None]
         # The first place of each expert's list; behind its end where the token is not in it.
         rank = torch.where(found.any(-1), found.float().argmax(-1), found.shape[-1])
         turn = self.experts.weights.argsort(-1, descending=True).argsort(-1)[batch, rows]
-        return self._of_expert((rank * rank.shape[-1] + turn).argmin(-1), rows)
+        return (rank * rank.shape[-1] + turn).argmin(-1)
 
 
 KINDS = {"decoupled": Decoupled, "union": Union}
+
+
+class Watch:
+    """Which expert stands behind every node of one draft, for people to see."""
+
+    def __init__(self) -> None:
+        self._levels: list[tuple[Branches, Frontier | None]] = []
+
+    def note(self, nodes: Branches, frontier: Frontier | None = None) -> None:
+        """The next level of fed ``nodes``; no ``frontier``: the roots."""
+        self._levels.append((nodes, frontier))
+
+    def experts(self, tree: TokenTree) -> list[list[int]]:
+        """[B][N]: ``chosen`` of the nodes of ``tree``, whose tokens are still numbered as in the
+        vocabulary; -1 at the root and below the levels noted."""
+        found = torch.full_like(tree.tokens, -1)
+        # Of every node its column in the frontier, if it was fed, and that of its parent.
+        column, above = torch.zeros_like(tree.tokens), torch.zeros_like(tree.tokens)
+        for depth, (nodes, frontier) in enumerate(self._levels):
+            if frontier is not None:
+                same = tree.tokens[:, :, None] == frontier.tokens[:, None]
+                same = same & (above[:, :, None] == frontier.parent_rows[:, None])
+                column = torch.where(tree.depth == depth, same.int().argmax(-1), column)
+                above = column.gather(1, tree.parents.clamp_min(0))
+            is_child = tree.depth == depth + 1
+            # Only children are sure to be in the vocabulary, and their parents in the frontier.
+            chosen = nodes.chosen(tree.tokens.where(is_child, 0), above.where(is_child, 0))
+            found = torch.where(is_child, chosen, found)
+        return found.tolist()
 
 
 def branches(out: HeadOutput, kind: str, vocabulary: DraftVocabulary) -> Branches:

@@ -21,7 +21,7 @@ from jakiro.cache.excerpt import Excerpt
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.cache.mask import additive, attendable
 from jakiro.drafters.base import Drafter, DraftRequest
-from jakiro.drafters.branches import Branches, Sum, branches, gathered
+from jakiro.drafters.branches import Branches, Sum, Watch, branches, gathered
 from jakiro.drafters.experts import HeadOutput, fused_view
 from jakiro.drafters.nn import DraftHead
 from jakiro.drafters.vocabulary import DraftVocabulary
@@ -88,6 +88,7 @@ class FeatureDrafter(Drafter):
         self._features: list[Tensor] = []
         self._tokens: list[Tensor] = []
         self._last_fed = 0
+        self._experts: list[list[int]] = []
         self.num_forwards = 0
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
@@ -132,6 +133,9 @@ class FeatureDrafter(Drafter):
         last_fed = self._last_fed = depth - 1 - contrasts
         out = self._catch_up(contrasts if last_fed <= 0 else 0)
         nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
+        watch = Watch() if request.is_traced else None
+        if watch is not None:
+            watch.note(nodes)
         stable = list(self._cache.lengths)
         starts = torch.tensor(stable, device=request.roots.device)[:, None]
         # What the nodes fed last may see of those fed before, themselves included; additive.
@@ -155,6 +159,8 @@ class FeatureDrafter(Drafter):
             fed = self.vocabulary.tokens(frontier.tokens)
             out = self._feed(fed, parents, where, reach, wanted)
             nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
+            if watch is not None:
+                watch.note(nodes, frontier)
             return scores(nodes, frontier.depth + 1)
 
         def scores(nodes: Branches, depth: int) -> Tensor:
@@ -162,10 +168,19 @@ class FeatureDrafter(Drafter):
 
         first = scores(nodes, 1)[:, 0]
         tree = grow(request.plan, request.roots, first, expand, request.depth_caps, request.choose)
+        if watch is not None:
+            self._experts = watch.experts(tree)
         return self.vocabulary.named(tree)
 
-    def origin(self, row: int, depth: int) -> str:
-        return "contrast" if depth > self._last_fed + 1 else self.name
+    def origin(self, row: int, node: int, depth: int) -> str:
+        if depth > self._last_fed + 1:
+            return "contrast"
+        config, expert = self.head.config, self._experts[row][node]
+        if config.num_experts == 1:
+            return self.name
+        # Where a gate picks some, those picked are numbered anew at every node.
+        is_known = expert >= 0 and config.active_experts == config.num_experts
+        return f"expert {expert}" if is_known else "experts"
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         assert out.features is not None

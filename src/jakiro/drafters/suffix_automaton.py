@@ -254,10 +254,10 @@ class SuffixAutomaton(Drafter):
         self.module_ms = self._inner.module_ms
         return mix(takes, tree, other) if any(takes) else other
 
-    def origin(self, row: int, depth: int) -> str:
+    def origin(self, row: int, node: int, depth: int) -> str:
         if self._inner is None or self._takes[row]:
             return type(self).name
-        return self._inner.origin(row, depth)
+        return self._inner.origin(row, node, depth)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         for row, tokens, path in zip(self._rows, tree.tokens.tolist(), verdict.paths, strict=True):

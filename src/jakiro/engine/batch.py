@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -181,17 +182,19 @@ class Batch:
             raise
 
     def request(self) -> DraftRequest:
-        """What the drafter may know. A cycle emits one token more than it accepts, so the deepest
-        useful node is one less than the tokens still wanted."""
+        """What the drafter may know."""
         roots = torch.tensor([row.token_ids[-1] for row in self.rows], device=self._device)
         lengths = self.cache.lengths[: len(self.rows)]
-        caps = [row.num_left - 1 for row in self.rows]
+        caps = [row.depth_cap for row in self.rows]
         self._draft_limits = limits = self.policy.limits(lengths, caps)
         caps = [min(pair) for pair in zip(caps, limits.depths, strict=True)]
-        place, draws, cache = (lengths, caps, limits.plan), self._draws, self.cache
-        if draws is None:
-            return DraftRequest(roots, *place, self._noise, False, cache)
-        return DraftRequest(roots, *place, draws, True, cache, draws.choose)
+        is_traced = any(row.params.trace for row in self.rows)
+        asked = partial(
+            DraftRequest, roots, lengths, caps, limits.plan, cache=self.cache, is_traced=is_traced
+        )
+        if self._draws is None:
+            return asked(self._noise)
+        return asked(self._draws, is_sampled=True, choose=self._draws.choose)
 
     def sealed(self, tree: TokenTree) -> TokenTree:
         """The draft of ``request`` as the rule needs it: with its laws where it was drawn. Nothing

@@ -76,6 +76,12 @@ class Request:
         """Tokens still wanted."""
         return self.num_wanted - len(self.token_ids)
 
+    @property
+    def depth_cap(self) -> int:
+        """The deepest node of a draft that is of use: a cycle emits one token more than it
+        accepts."""
+        return self.num_left - 1 if self.params.draft else 0
+
     def take(self, tokens: list[int]) -> list[int]:
         """Emit ``tokens`` until one of them ends the request; returns those emitted.
 

@@ -34,7 +34,7 @@ class Cycle:
         verdict: Verdict,
         row: int,
         times_ms: tuple[float, float],
-        origin: Callable[[int, int], str],
+        origin: Callable[[int, int, int], str],
     ) -> Cycle:
         """That of ``row``; ``times_ms``: of drafting and verifying; ``origin`` of its drafter."""
         nodes = tree.valid[row].nonzero()[:, 0].tolist()
@@ -44,7 +44,7 @@ class Cycle:
         return cls(
             tokens=[tokens[node] for node in nodes],
             parents=[places.get(parents[node], -1) for node in nodes],
-            origins=[origin(row, depths[node]) if node else "" for node in nodes],
+            origins=[origin(row, node, depths[node]) if node else "" for node in nodes],
             path=[places[node] for node in verdict.paths[row]],
             bonus=verdict.bonuses[row],
             draft_ms=times_ms[0],

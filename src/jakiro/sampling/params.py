@@ -53,6 +53,8 @@ class SamplingParams:
     logprobs: int | None = None
     """How many alternatives to report per token, with the log-probabilities of the raw logits;
     None reports nothing."""
+    draft: bool = True
+    """Off: decoded plainly, beside other requests that are drafted."""
     trace: bool = False
     """Record of every cycle which tree was drafted and what was kept of it."""
 

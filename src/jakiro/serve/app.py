@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 
 import jakiro
 from jakiro.engine.scheduler import Scheduler
-from jakiro.serve import errors
+from jakiro.serve import errors, site
 from jakiro.serve.answers import (
     ERRORS,
     ChatAnswer,
@@ -42,9 +39,6 @@ from jakiro.serve.settings import Settings
 from jakiro.serve.stream import EventStream, events, whole
 from jakiro.serve.tokens import Tokens
 
-PAGE = Path(__file__).parent / "page"
-"""The page at ``/``: ``index.html``; its other files are served below ``/page``."""
-
 
 def create_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     """The application. Whoever runs it closes ``scheduler``; when the application ends, what is
@@ -69,8 +63,7 @@ def create_app(scheduler: Scheduler, settings: Settings) -> FastAPI:
     _add_answers(app, service)
     _add_tokens(app, service)
     _add_state(app, service)
-    app.add_api_route("/", _page, include_in_schema=False)
-    app.mount("/page", StaticFiles(directory=PAGE))
+    site.install(app)
     return app
 
 
@@ -152,7 +145,3 @@ def _model(service: Service) -> Model:
         created=service.created,
         max_model_len=service.max_model_len,
     )
-
-
-async def _page() -> FileResponse:
-    return FileResponse(PAGE / "index.html")

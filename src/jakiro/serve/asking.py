@@ -35,6 +35,7 @@ def sampling_params(
         seed=secrets.randbits(63) if asked.seed is None else asked.seed,
         min_new_tokens=asked.min_tokens or 0,
         logprobs=num_alternatives,
+        draft=asked.is_drafted,
         trace=asked.is_traced,
     )
 

@@ -39,6 +39,8 @@ class StreamOptions(Asked):
 class Extension(Asked):
     """Our own field of a request, ``jakiro``."""
 
+    draft: bool = True
+    """Off: the same answer by plain decoding."""
     trace: bool = False
     """Say of every streamed token how it came, and show every draft tree."""
 
@@ -111,6 +113,10 @@ class Sampled(Asked):
     @property
     def is_traced(self) -> bool:
         return self.jakiro is not None and self.jakiro.trace
+
+    @property
+    def is_drafted(self) -> bool:
+        return self.jakiro is None or self.jakiro.draft
 
 
 class TextPart(Asked):
