@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 VLLM_ENV ?= build/vllm
 RAY_ENV ?= build/ray
 
-.PHONY: help setup demo test oldest check planted fuzz compiled bench docs test-vllm bench-vllm test-ray clean
+.PHONY: help setup demo test test-page oldest check planted fuzz compiled bench docs test-vllm bench-vllm test-ray clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,10 @@ demo: setup ## generate with the bundled pair: plain and Jakiro side by side
 
 test: setup ## the whole CPU suite
 	$(BIN)/python -m pytest
+
+test-page: setup ## the page of the server in a real browser (needs Chromium: apt-get install chromium)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
+	$(BIN)/python -m scripts.page
 
 oldest: setup ## the whole CPU suite on the oldest transformers that is supported
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/oldest transformers==5.19.0

@@ -75,12 +75,12 @@ class Server:
         self._process.kill()
         self._process.wait()
 
-    def wait(self) -> str:
-        """Until it answers; the name of its model."""
+    def wait(self, headers: dict[str, str] | None = None) -> str:
+        """Until it answers, with its key if it has one; the name of its model."""
         until = time.monotonic() + START_S
         while time.monotonic() < until and self._process.poll() is None:
             try:
-                models: Any = httpx2.get(f"{self.url}/v1/models").json()
+                models: Any = httpx2.get(f"{self.url}/v1/models", headers=headers).json()
                 return str(models["data"][0]["id"])
             except httpx2.TransportError:
                 time.sleep(0.2)

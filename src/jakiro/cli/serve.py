@@ -86,7 +86,8 @@ def serve(
         threads=threads,
         max_batch_size=max_batch_size,
     )
-    session.NOTES.print(f"{settings.model_name} at http://{host}:{port}/v1 (Ctrl-C ends)")
+    place = f"http://{host}:{port}"
+    session.NOTES.print(f"{settings.model_name} at {place}/v1, a page at {place}/ (Ctrl-C ends)")
     run(
         Scheduler(
             engine,

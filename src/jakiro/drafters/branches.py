@@ -122,7 +122,7 @@ class Watch:
     def __init__(self) -> None:
         self._levels: list[tuple[Branches, Frontier | None]] = []
 
-    def note(self, nodes: Branches, frontier: Frontier | None = None) -> None:
+    def note(self, nodes: Branches, frontier: Frontier | None) -> None:
         """The next level of fed ``nodes``; no ``frontier``: the roots."""
         self._levels.append((nodes, frontier))
 

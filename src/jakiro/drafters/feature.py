@@ -132,10 +132,15 @@ class FeatureDrafter(Drafter):
         # Nodes deeper than this are never fed: contrasts of this level score their children.
         last_fed = self._last_fed = depth - 1 - contrasts
         out = self._catch_up(contrasts if last_fed <= 0 else 0)
-        nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
         watch = Watch() if request.is_traced else None
-        if watch is not None:
-            watch.note(nodes)
+
+        def said(frontier: Frontier | None = None) -> Branches:
+            found = self._timed(lambda: branches(out, kind, self.vocabulary))
+            if watch is not None:
+                watch.note(found, frontier)
+            return found
+
+        nodes = said()
         stable = list(self._cache.lengths)
         starts = torch.tensor(stable, device=request.roots.device)[:, None]
         # What the nodes fed last may see of those fed before, themselves included; additive.
@@ -158,9 +163,7 @@ class FeatureDrafter(Drafter):
             wanted = contrasts if frontier.depth == last_fed else 0
             fed = self.vocabulary.tokens(frontier.tokens)
             out = self._feed(fed, parents, where, reach, wanted)
-            nodes = self._timed(lambda: branches(out, kind, self.vocabulary))
-            if watch is not None:
-                watch.note(nodes, frontier)
+            nodes = said(frontier)
             return scores(nodes, frontier.depth + 1)
 
         def scores(nodes: Branches, depth: int) -> Tensor:
