@@ -84,7 +84,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         noise_aware: let drafts at T > 0 lean to where the sampling noise points (the text is the
             same either way).
         compile: run target and drafter through ``torch.compile``, trees padded to few sizes. Each
-            size takes seconds to minutes when it first comes (``stats.compile_ms``).
+            size takes seconds to minutes when it first comes (``engine.target.compile_ms``).
 
     Raises:
         UnknownName: there is no drafter or rule of that name.

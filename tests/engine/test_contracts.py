@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from jakiro.drafters.base import Drafter
+from jakiro.drafters.lookahead import Lookahead
 from jakiro.drafters.none import NoDrafter
 from jakiro.drafters.prompt_lookup import PromptLookup
 from jakiro.engine.engine import Engine
 from jakiro.errors import ConfigError
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import Sampler
+from jakiro.target.output import TargetOutput
 from jakiro.target.toy import ToyTarget
 from jakiro.tree.shapes import EAGLE1_PATHS, TreePlan
+from jakiro.tree.token_tree import TokenTree
 from jakiro.verify import RULES
-from tests.conformance.doubles import Table
+from tests.conformance.doubles import OnAndOff, Table
 
 TOY = ToyTarget.random(6)
 CHAIN, STATIC, DYNAMIC = TreePlan.chain(3), TreePlan.static(EAGLE1_PATHS), TreePlan()
@@ -90,6 +95,25 @@ def test_a_drafter_works_for_one_engine_at_a_time() -> None:
         one.step()
     (again,) = other.generate([[1]], params)
     assert request.token_ids == again.token_ids == expected.token_ids
+
+
+def test_while_drafting_is_off_nothing_is_fed_besides_the_roots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fed: list[int] = []
+    target, verify = ToyTarget.random(6), ToyTarget.verify
+
+    def counted(self: ToyTarget, tree: TokenTree, *rest: Any) -> TargetOutput:
+        fed.append(tree.num_nodes)
+        return verify(self, tree, *rest)
+
+    monkeypatch.setattr(ToyTarget, "verify", counted)
+    # The window of lookahead decoding is fed whether or not it has a guess.
+    drafter = Lookahead(ngram=3, window=4)
+    turns = OnAndOff.of([None, drafter.plan])
+    engine = Engine(target, drafter, RULES["match"], policy=turns)
+    engine.generate([[1, 2, 3]], SamplingParams(max_new_tokens=12, ignore_eos=True))
+    assert set(fed[::2]) == {1} and min(fed[1::2]) > 1
 
 
 def test_a_draft_that_is_drawn_cannot_lean_to_another_noise() -> None:
