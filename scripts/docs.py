@@ -10,6 +10,7 @@ hand and stays. All cells of the report go to ``FILE.md`` and its chart to ``FIL
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ Made by `make docs` from the program's own help.
 """
 METHODS_INTRODUCTION = """# Methods
 
-Made by `make docs` from the registries of drafters and rules.
+Made by `make docs` from the registries of drafters, rules and target definitions.
 
 Under the rule `match` every drafter is *exact*: the tokens of plain decoding with the same seed,
 greedy and sampled, whatever it drafts. What another rule promises is in the second table and in
@@ -36,6 +37,13 @@ greedy and sampled, whatever it drafts. What another rule promises is in the sec
 and `typical_lossy`. A drafter fills whatever tree it is asked for, chain, static, beam or dynamic;
 the one named is what it takes by itself. `jakiro recommend` measures which of them pay on a
 machine.
+"""
+DEFINITIONS_INTRODUCTION = """## Target definitions
+
+`jakiro.load(..., definition="NAME:SETTING=VALUE,..")` and `jakiro generate --definition` change
+what the target *is*: the law of its next token is made from more than one view of the text.
+Speculation is lossless with respect to the redefined target: every drafter and rule above keeps its
+promise, and plain decoding (`none`) with the definition is the text that it is compared with.
 """
 NEEDS = {
     "nothing": "nothing",
@@ -86,7 +94,30 @@ def methods() -> str:
             entry.memory,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "## Rules", "", *matrix()]) + "\n"
+    return "\n".join([*lines, "", "## Rules", "", *matrix(), "", *_definitions()]) + "\n"
+
+
+def _definitions() -> list[str]:
+    """The registry of target definitions, as a table."""
+    from jakiro.target.definitions.registry import ENTRIES
+
+    lines = [
+        DEFINITIONS_INTRODUCTION,
+        "| definition | the law | settings | needs | adds to a forward of the target | promise |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in ENTRIES.values():
+        kind = entry.load()
+        cells = (
+            f"[`{entry.name}`](definitions/{entry.name}.md)",
+            entry.summary,
+            ", ".join(f"`{field.name}={field.default}`" for field in fields(kind)),
+            "a second model" if kind.needs_amateur else "nothing",
+            entry.cost,
+            f"`{kind.promise}`",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def matrix() -> list[str]:

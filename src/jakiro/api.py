@@ -18,7 +18,7 @@ from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import COSTS_VERSION, Costs
 from jakiro.engine.engine import Engine
 from jakiro.engine.policy import Fixed, Policy
-from jakiro.engine.prompt import PromptTokenizer
+from jakiro.engine.prompt import PromptTokenizer, encode
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
 from jakiro.hub.costs import keep_costs, read_costs
@@ -30,6 +30,8 @@ from jakiro.hub.models import (
     load_tokenizer,
     tokenizer_beside,
 )
+from jakiro.target.definitions import registry as definitions
+from jakiro.target.definitions.base import Definition
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule
@@ -58,6 +60,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     max_batch_size: int = 8,
     noise_aware: bool = True,
     compile: bool = False,
+    definition: str | Definition | None = None,
+    amateur: str | Path | PreTrainedModel | None = None,
 ) -> Engine:
     """An engine for ``target`` and ``drafter``.
 
@@ -85,20 +89,26 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             same either way).
         compile: run target and drafter through ``torch.compile``, trees padded to few sizes. Each
             size takes seconds to minutes when it first comes (``engine.target.compile_ms``).
+        definition: what the target's law is, if not its own: a name or ``NAME:SETTING=VALUE,..``
+            (docs/methods.md). What is promised of the target then holds of its redefinition.
+        amateur: the second model of a definition that needs one, as a directory, a hub name or
+            loaded; it shares the tokenizer of the target.
 
     Raises:
-        UnknownName: there is no drafter or rule of that name.
-        ConfigError: ``tree``, ``rule`` and drafter do not fit each other, or ``dtype``, ``device``
-            or ``max_batch_size`` is impossible.
+        UnknownName: there is no drafter, rule or definition of that name.
+        ConfigError: ``tree``, ``rule`` and drafter do not fit each other, nor ``definition`` and
+            ``amateur``, or ``dtype``, ``device`` or ``max_batch_size`` is impossible.
         CheckpointError: target, tokenizer or head is missing, damaged or incomplete.
-        TargetRefused: the target, or a draft model, cannot be driven losslessly.
-        PairMismatch: the head was made for another target, or the draft model has another
+        TargetRefused: the target, or a second model, cannot be driven losslessly, or has not what
+            the definition reads.
+        PairMismatch: the head was made for another target, or a second model has another
             vocabulary.
     """
     if device is not None and device_map is not None:
         raise ConfigError("give device or device_map, not both")
     is_auto, plan = _plan(tree)
     found_rule = find_rule(rule)
+    law = _definition(definition, amateur)
     is_bundled = _is_bundled(target)
     chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
     # Found before the target is loaded, which may take minutes.
@@ -112,6 +122,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     else:
         model = location
     wrapped = Target(model)
+    if law is not None:
+        wrapped = _redefined(wrapped, law, amateur, tokenizer)
     if source is not None:
         made = _load_drafter(source, wrapped, tokenizer)
     elif isinstance(chosen, Drafter):
@@ -123,7 +135,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     if compile:
         wrapped.compile("inductor")
         made.compile("inductor")
-    policy = _controller(wrapped, made, plan, max_batch_size) if is_auto else Fixed
+    policy = _controller(wrapped, made, plan, max_batch_size, repr(law)) if is_auto else Fixed
     return Engine(
         wrapped,
         made,
@@ -167,7 +179,7 @@ def _plan(tree: TreePlan | str | None) -> tuple[bool, TreePlan | None]:
 
 
 def _controller(
-    target: Target, drafter: Drafter, plan: TreePlan | None, max_batch_size: int
+    target: Target, drafter: Drafter, plan: TreePlan | None, max_batch_size: int, law: str
 ) -> Callable[[TreePlan], Policy]:
     """A controller with the costs of this pair on this machine, measured unless they are known."""
     key = {
@@ -179,6 +191,8 @@ def _controller(
         "drafter": {"name": drafter.name, "num_parameters": drafter.num_parameters},
         "plan": str(plan or drafter.plan),
         "max_batch_size": max_batch_size,
+        "definition": law,
+        "num_parameters": target.num_parameters,
     }
     try:
         costs = Costs.from_json(read_costs(key) or {})
@@ -305,13 +319,52 @@ def _draft_model(
     model: PreTrainedModel, target: Target, tokenizers: tuple[object, object]
 ) -> Drafter:
     """A language model as drafter; ``tokenizers``: its own and that of the target, or None."""
-    wrapped, place = Target(model), repr(model.name_or_path or type(model).__name__)
+    wrapped = _second(model, target, tokenizers, "the draft model")
+    drafter: Drafter = registry.of_models().load()(wrapped, target)
+    return drafter
+
+
+def _second(
+    model: PreTrainedModel, target: Target, tokenizers: tuple[object, object], role: str
+) -> Target:
+    """A language model that reads and speaks as the target does, beside it."""
+    wrapped, what = Target(model), f"{role} {model.name_or_path or type(model).__name__!r}"
     if wrapped.device != target.device:
         raise ConfigError(
-            f"the draft model {place} is on {wrapped.device} and the target on {target.device}; "
+            f"{what} is on {wrapped.device} and the target on {target.device}; "
             "move one to the other"
         )
     sizes = (wrapped.vocab_size, target.vocab_size)
-    check_vocabularies((sizes[0], tokenizers[0]), (sizes[1], tokenizers[1]), place)
-    drafter: Drafter = registry.of_models().load()(wrapped, target)
-    return drafter
+    check_vocabularies((sizes[0], tokenizers[0]), (sizes[1], tokenizers[1]), what)
+    return wrapped
+
+
+def _definition(given: str | Definition | None, amateur: object) -> Definition | None:
+    """The definition asked for, if it has the amateur it needs and no other."""
+    found = definitions.find(given) if isinstance(given, str) else given
+    if found is None and amateur is not None:
+        raise ConfigError("an amateur is of no use without a definition; give one that needs it")
+    if found is not None and found.needs_amateur != (amateur is not None):
+        advice = "give amateur=" if found.needs_amateur else "leave out amateur"
+        needs = "needs a second model" if found.needs_amateur else "takes no second model"
+        raise ConfigError(f"the definition {found.name} {needs}; {advice}")
+    return found
+
+
+def _redefined(
+    target: Target,
+    definition: Definition,
+    amateur: str | Path | PreTrainedModel | None,
+    tokenizer: PromptTokenizer | None,
+) -> Target:
+    """``target`` with the law of ``definition``."""
+    second = None
+    if isinstance(amateur, (str, Path)):
+        location = target_location(amateur)
+        model = load_model(location, target.dtype, target.device)
+        is_here = Path(location).is_dir()
+        own = tokenizer_beside(Path(location)) if is_here else load_tokenizer(location)
+        second = _second(model, target, (own, tokenizer), "the amateur")
+    elif amateur is not None:
+        second = _second(amateur, target, (None, tokenizer), "the amateur")
+    return definition.redefine(target, second, lambda text: encode(tokenizer, text, {}))

@@ -68,7 +68,7 @@ class KVRow:
         return sum(part.untyped_storage().nbytes() for part in self.data)
 
 
-_NO_ROW = KVRow(0)
+NO_ROW = KVRow(0)
 
 
 class KVCache(Cache):
@@ -109,7 +109,7 @@ class KVCache(Cache):
         for store in self._stores:
             store.grow(self._max_rows, self._capacity)
 
-    def admit(self, known: KVRow = _NO_ROW) -> int:
+    def admit(self, known: KVRow = NO_ROW) -> int:
         """Append a row that holds what ``save`` gave, nothing unless told, and return its index.
 
         What an earlier row left there is zeroed: a NaN under a mask would still spread.

@@ -18,6 +18,8 @@ def generate(
     drafter: options.DrafterOption = None,
     tree: options.TreeOption = None,
     rule: options.RuleOption = "match",
+    definition: options.DefinitionOption = None,
+    amateur: options.AmateurOption = None,
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
@@ -70,7 +72,15 @@ def generate(
     )
     text = _prompt(prompt)
     engine = session.open_engine(
-        target, drafter, tree=tree, rule=rule, dtype=dtype, device=device, threads=threads
+        target,
+        drafter,
+        tree=tree,
+        rule=rule,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        definition=definition,
+        amateur=amateur,
     )
     asked = session.as_prompt(engine, [{"role": "user", "content": text}], chat)
     done = Stats()

@@ -12,7 +12,7 @@ from jakiro.cli import options
 
 
 def list_names(as_json: options.JsonOption = False) -> None:
-    """List drafters and rules, what each needs and what it promises."""
+    """List drafters, rules and target definitions, what each needs and what it promises."""
     from jakiro.cli.session import OUT
 
     record = names()
@@ -30,8 +30,9 @@ def list_names(as_json: options.JsonOption = False) -> None:
 
 
 def names() -> dict[str, list[dict[str, Any]]]:
-    """Drafters and rules as plain data."""
+    """Drafters, rules and definitions as plain data."""
     from jakiro.drafters.registry import ENTRIES
+    from jakiro.target.definitions import registry as definitions
     from jakiro.verify import RULES
 
     made_of = {
@@ -62,4 +63,14 @@ def names() -> dict[str, list[dict[str, Any]]]:
         }
         for rule in RULES.values()
     ]
-    return {"drafters": drafters, "rules": rules}
+    laws = [
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "needs": "an amateur" if entry.load().needs_amateur else "nothing",
+            "promise": entry.load().promise,
+            "cost": entry.cost,
+        }
+        for entry in definitions.ENTRIES.values()
+    ]
+    return {"drafters": drafters, "rules": rules, "definitions": laws}

@@ -30,6 +30,17 @@ RuleOption = Annotated[
     str,
     typer.Option(help="What of a draft is kept (see jakiro list); match gives the plain text."),
 ]
+DefinitionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What the target's law is, if not its own: NAME or NAME:SETTING=VALUE,.. (see jakiro "
+        "list). The text is then that of plain decoding with this law."
+    ),
+]
+AmateurOption = Annotated[
+    str | None,
+    typer.Option(help="Directory or hub name of the second model of a definition."),
+]
 DtypeOption = Annotated[
     str | None, typer.Option(help="Computing type: float32, bfloat16, float16 or float64.")
 ]

@@ -35,6 +35,8 @@ def open_engine(
     device: str | None = None,
     threads: int | None = None,
     max_batch_size: int = 8,
+    definition: str | None = None,
+    amateur: str | None = None,
 ) -> Engine:
     """Load a pair, with a sign of life on standard error."""
     with NOTES.status(f"loading {target}"):
@@ -54,6 +56,8 @@ def open_engine(
             device=None if is_spread else device,
             device_map="auto" if is_spread else None,
             max_batch_size=max_batch_size,
+            definition=definition,
+            amateur=amateur,
         )
 
 

@@ -100,21 +100,22 @@ def save_model(
         ) from error
 
 
-def check_vocabularies(drafter: tuple[int, object], target: tuple[int, object], place: str) -> None:
-    """Raise ``PairMismatch`` unless the token ids of two models mean the same.
+def check_vocabularies(other: tuple[int, object], target: tuple[int, object], what: str) -> None:
+    """Raise ``PairMismatch`` unless the token ids of two models mean the same; ``what`` the other
+    one is, for the message.
 
     Each is given by the number of its logits and its tokenizer. Where both are tokenizers of
     ``transformers`` the ids they share must be the same tokens, and the numbers may differ by
     padding; otherwise nothing but the numbers can be compared, and they must be equal.
     """
-    (size, tokenizer), (wanted_size, wanted) = drafter, target
-    advice = "use a draft model that shares the tokenizer of the target"
+    (size, tokenizer), (wanted_size, wanted) = other, target
+    advice = "use one that shares the tokenizer of the target"
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not isinstance(
         wanted, PreTrainedTokenizerBase
     ):
         if size != wanted_size:
             raise PairMismatch(
-                f"the draft model {place} chooses among {size} tokens and the target among "
+                f"{what} chooses among {size} tokens and the target among "
                 f"{wanted_size}, and without both tokenizers it cannot be told whether the rest "
                 f"is padding; {advice}, and give both with their tokenizers"
             )
@@ -126,7 +127,7 @@ def check_vocabularies(drafter: tuple[int, object], target: tuple[int, object], 
     for token_id in sorted(mine.keys() & theirs.keys()):
         if mine[token_id] != theirs[token_id]:
             raise PairMismatch(
-                f"the draft model {place} has another vocabulary: token {token_id} is "
+                f"{what} has another vocabulary: token {token_id} is "
                 f"{mine[token_id]!r} there and {theirs[token_id]!r} in the target; {advice}"
             )
 
