@@ -16,7 +16,6 @@ def test_public_names_are_these() -> None:
         "Engine",
         "JakiroError",
         "SamplingParams",
-        "Superposed",
         "TreePlan",
         "__version__",
         "decode",

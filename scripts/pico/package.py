@@ -1,9 +1,10 @@
-"""Put the trained pair into the package.
+"""Put the trained pair into the package, or heads into a directory of heads.
 
 ``python scripts/pico/package.py --target DIR --head DIR ... --tree TREE --window 128`` copies the
 target to ``src/jakiro/models/pico`` and every head, in bfloat16, to ``pico-METHOD``. ``--tree``
-and ``--window`` are what the heads recommend. ``--history`` copies the log of the target's
-training to ``dev/pico``.
+and ``--window`` are what the heads recommend; a head keeps what it recommends already.
+``--history`` copies the log of the target's training to ``dev/pico``. With ``--out HEADS`` every
+head goes to ``HEADS/NAME`` instead, under the name of its directory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 from jakiro.hub import checkpoint
 from jakiro.tree.shapes import TreePlan
@@ -28,15 +30,29 @@ def copy_files(source: Path, destination: Path, names: list[str]) -> None:
         (destination / name).chmod(0o644)
 
 
+def copy_head(directory: Path, destination: Path, recommended: dict[str, Any]) -> None:
+    """The head alone, in bfloat16, with what it recommends."""
+    config = checkpoint.read_config(directory)
+    notes = config["notes"] | recommended
+    checkpoint.save(checkpoint.load(directory), destination, config["target"], notes)
+    for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
+        (destination / name).chmod(0o644)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=Path)
     parser.add_argument("--history", type=Path)
     parser.add_argument("--head", type=Path, action="append", default=[])
-    parser.add_argument("--tree", required=True)
-    parser.add_argument("--window", type=int, required=True)
+    parser.add_argument("--tree")
+    parser.add_argument("--window", type=int)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    TreePlan.parse(args.tree)
+    recommended: dict[str, Any] = {}
+    if args.tree:
+        recommended["tree"] = str(TreePlan.parse(args.tree))
+    if args.window:
+        recommended["options"] = {"window": args.window}
     LOGS.mkdir(parents=True, exist_ok=True)
     if args.target:
         kept = {".json", ".jinja", ".safetensors"}
@@ -45,15 +61,13 @@ def main() -> None:
     if args.history:
         shutil.copyfile(args.history, LOGS / "target.jsonl")
     for directory in args.head:
-        config = checkpoint.read_config(directory)
-        notes = config["notes"] | {"tree": args.tree, "options": {"window": args.window}}
-        head = checkpoint.load(directory)
-        destination = MODELS / f"pico-{head.config.method}"
-        checkpoint.save(head, destination, config["target"], notes)
-        for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
-            (destination / name).chmod(0o644)
-        shutil.copyfile(directory / "history.jsonl", LOGS / f"{head.config.method}.jsonl")
-        shutil.copyfile(directory / "curves.png", LOGS / f"{head.config.method}.png")
+        if args.out:
+            copy_head(directory, args.out / directory.resolve().name, recommended)
+            continue
+        method = checkpoint.read_config(directory)["head"]["method"]
+        copy_head(directory, MODELS / f"pico-{method}", recommended)
+        shutil.copyfile(directory / "history.jsonl", LOGS / f"{method}.jsonl")
+        shutil.copyfile(directory / "curves.png", LOGS / f"{method}.png")
 
 
 if __name__ == "__main__":

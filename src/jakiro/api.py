@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.resources import files
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from jakiro.drafters import registry
 from jakiro.drafters.base import Drafter
 from jakiro.engine.budget import Controller
 from jakiro.engine.calibrate import measure
@@ -19,15 +17,16 @@ from jakiro.engine.costs import COSTS_VERSION, Costs
 from jakiro.engine.engine import Engine
 from jakiro.engine.policy import Fixed, Policy
 from jakiro.engine.prompt import PromptTokenizer, encode
-from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
-from jakiro.hub import checkpoint
+from jakiro.errors import ConfigError
+from jakiro.hub.bundled import BUNDLED_TARGET, is_bundled, target_location
 from jakiro.hub.costs import keep_costs, read_costs
+from jakiro.hub.drafters import Source, of_model
 from jakiro.hub.machine import device_name
 from jakiro.hub.models import (
-    check_vocabularies,
     first_line,
     load_model,
     load_tokenizer,
+    second_model,
     tokenizer_beside,
 )
 from jakiro.target.definitions import registry as definitions
@@ -36,7 +35,6 @@ from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule
 
-BUNDLED_TARGET = "pico"
 AUTO = "auto"
 
 
@@ -51,6 +49,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     target: str | Path | PreTrainedModel = BUNDLED_TARGET,
     drafter: str | Path | PreTrainedModel | Drafter | Callable[[Target], Drafter] | None = None,
     *,
+    drafter_options: Mapping[str, Any] | None = None,
     tokenizer: PromptTokenizer | None = None,
     tree: TreePlan | str | None = None,
     rule: str = "match",
@@ -74,6 +73,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             target. A registered name wins over a directory called so. Trained drafters by name are
             the bundled ones and need the bundled target. None: the bundled Jakiro head for the
             bundled target, prompt lookup for any other.
+        drafter_options: arguments of the drafter's class, for example ``{"window": 128}`` of a
+            head; they go before what its checkpoint recommends. Of ``ARBITER+DRAFTER`` they are
+            the drafter's.
         tokenizer: needed for text prompts where ``target`` is a loaded model.
         tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``. ``auto``: in every
             cycle as much of the drafter's own tree as pays on this machine, nothing where drafting
@@ -97,7 +99,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     Raises:
         UnknownName: there is no drafter, rule or definition of that name.
         ConfigError: ``tree``, ``rule`` and drafter do not fit each other, nor ``definition`` and
-            ``amateur``, or ``dtype``, ``device`` or ``max_batch_size`` is impossible.
+            ``amateur``, the drafter has no such option, ``dtype``, ``device`` or
+            ``max_batch_size`` is impossible, or the drafter has answers in flight in another
+            engine and its costs are to be measured.
         CheckpointError: target, tokenizer or head is missing, damaged or incomplete.
         TargetRefused: the target, or a second model, cannot be driven losslessly, or has not what
             the definition reads.
@@ -109,13 +113,14 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     is_auto, plan = _plan(tree)
     found_rule = find_rule(rule)
     law = _definition(definition, amateur)
-    is_bundled = _is_bundled(target)
-    chosen = drafter if drafter is not None else ("jakiro" if is_bundled else "prompt_lookup")
+    chosen = drafter
+    if chosen is None:
+        chosen = "jakiro" if is_bundled(target) else "prompt_lookup"
     # Found before the target is loaded, which may take minutes.
-    source = _find_drafter(chosen, is_bundled) if isinstance(chosen, (str, Path)) else None
+    source = Source.find(chosen, is_bundled(target)) if isinstance(chosen, (str, Path)) else None
     location = target if isinstance(target, PreTrainedModel) else target_location(target)
     if isinstance(location, (str, Path)):
-        wanted = _dtype(dtype, torch.float32 if is_bundled else "auto")
+        wanted = _dtype(dtype, torch.float32 if is_bundled(target) else "auto")
         model = load_model(location, wanted, _device(device), device_map)
         if tokenizer is None:
             tokenizer = cast(PromptTokenizer, load_tokenizer(location))
@@ -125,13 +130,15 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     if law is not None:
         wrapped = _redefined(wrapped, law, amateur, tokenizer)
     if source is not None:
-        made = _load_drafter(source, wrapped, tokenizer)
+        made = source.load(wrapped, tokenizer, drafter_options)
     elif isinstance(chosen, Drafter):
         made = chosen
     elif callable(chosen) and not isinstance(chosen, nn.Module):
         made = chosen(wrapped)
     else:
-        made = _draft_model(cast(PreTrainedModel, chosen), wrapped, (None, tokenizer))
+        made = of_model(cast(PreTrainedModel, chosen), wrapped, (None, tokenizer), drafter_options)
+    if drafter_options and source is None and not isinstance(chosen, nn.Module):
+        raise ConfigError("give drafter_options to the drafter itself where it is made outside")
     if compile:
         wrapped.compile("inductor")
         made.compile("inductor")
@@ -147,17 +154,6 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         noise=None if noise_aware else _DeterministicScores(),
         policy=policy,
     )
-
-
-def usable_drafters(target: str | Path | PreTrainedModel) -> list[str]:
-    """The names that ``load`` takes as drafter of ``target``, whatever it is: those that need
-    nothing, and with the bundled target those that have a bundled checkpoint."""
-    bundled = _is_bundled(target)
-    return [
-        entry.name
-        for entry in registry.ENTRIES.values()
-        if entry.made_of == "nothing" or (bundled and bundled_drafter(entry.name).is_dir())
-    ]
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: Any = None) -> tuple[int, ...]:
@@ -197,31 +193,10 @@ def _controller(
     try:
         costs = Costs.from_json(read_costs(key) or {})
     except (KeyError, TypeError, ValueError):
+        drafter.check_free()
         costs = measure(target, drafter, plan, max_batch_size=max_batch_size)
         keep_costs(key, costs.to_json())
     return lambda limits: Controller(limits, costs)
-
-
-def _is_bundled(target: str | Path | PreTrainedModel) -> bool:
-    """By name, or loaded from the package's own directory before."""
-    if isinstance(target, PreTrainedModel):
-        return bool(target.name_or_path == str(_bundled(BUNDLED_TARGET)))
-    return target == BUNDLED_TARGET
-
-
-def target_location(target: str | Path) -> str | Path:
-    """Where a target is read from: of the bundled one's name its directory, else ``target``."""
-    return _bundled(BUNDLED_TARGET) if target == BUNDLED_TARGET else target
-
-
-def _bundled(name: str) -> Path:
-    """Directory of a model inside the package."""
-    return Path(str(files("jakiro") / "models" / name))
-
-
-def bundled_drafter(name: str) -> Path:
-    """Where the drafter of the bundled target is, if there is one."""
-    return _bundled(f"{BUNDLED_TARGET}-{name}")
 
 
 def _dtype(given: str | torch.dtype | None, default: str | torch.dtype) -> str | torch.dtype:
@@ -244,99 +219,6 @@ def _device(given: str | torch.device | None) -> torch.device | None:
             f"cannot use the device {str(given)!r}: {first_line(error)}; use cpu, or cuda where "
             "torch finds a GPU"
         ) from error
-
-
-class _Source(NamedTuple):
-    """What a drafter will be made of: a method without a checkpoint or the directory of one, and
-    the arbiters over it, the outermost first."""
-
-    inner: registry.Entry | Path
-    arbiters: tuple[registry.Entry, ...] = ()
-
-
-def _find_drafter(chosen: str | Path, is_bundled: bool) -> _Source:
-    """What a registered name or a directory stands for."""
-    name = str(chosen)
-    entry = registry.ENTRIES.get(name) if isinstance(chosen, str) else None
-    if entry is None and name and Path(chosen).is_dir():
-        return _Source(Path(chosen))
-    outer, plus, inner = name.partition("+")
-    if plus and outer in registry.arbiters():
-        found = _find_drafter(inner, is_bundled)
-        return found._replace(arbiters=(registry.find(outer), *found.arbiters))
-    if entry is None:
-        over = (f"{arbiter}+ one of these" for arbiter in registry.arbiters())
-        raise UnknownName("drafter", name, [*registry.names(), "a directory", *over])
-    if not entry.is_trained:
-        return _Source(entry)
-    advice = f"(jakiro train --method {name} --target ...) and give its directory"
-    if not is_bundled:
-        raise PairMismatch(
-            f"the bundled {name!r} was trained for the bundled target {BUNDLED_TARGET!r}; train "
-            f"one for yours {advice}"
-        )
-    directory = bundled_drafter(name)
-    if not directory.is_dir():
-        raise CheckpointError(f"no {name!r} is bundled; train one {advice}")
-    return _Source(directory)
-
-
-def _load_drafter(source: _Source, target: Target, tokenizer: PromptTokenizer | None) -> Drafter:
-    drafter: Drafter = (
-        _from_directory(source.inner, target, tokenizer)
-        if isinstance(source.inner, Path)
-        else source.inner.load()(*([target] if source.inner.made_of == "target" else []))
-    )
-    for entry in reversed(source.arbiters):
-        drafter = entry.load()(drafter)
-    return drafter
-
-
-def _from_directory(directory: Path, target: Target, tokenizer: PromptTokenizer | None) -> Drafter:
-    """The drafter whose checkpoint this is, with the tree and the options its notes recommend."""
-    if checkpoint.holds_model(directory):
-        model = load_model(directory, target.dtype, target.device)
-        return _draft_model(model, target, (tokenizer_beside(directory), tokenizer))
-    head = checkpoint.load(directory, target.fingerprint())
-    kind = registry.find(head.config.method).load()
-    notes = checkpoint.read_config(directory).get("notes", {})
-    options = notes.get("options", {})
-    try:
-        drafter: Drafter = kind(
-            head.to(device=target.device, dtype=target.dtype), target, **options
-        )
-    except TypeError as error:
-        raise CheckpointError(
-            f"{directory / checkpoint.CONFIG_FILE} recommends options that "
-            f"{head.config.method} does not have: {options} ({error})"
-        ) from error
-    if "tree" in notes:
-        drafter.plan = TreePlan.parse(notes["tree"])
-    return drafter
-
-
-def _draft_model(
-    model: PreTrainedModel, target: Target, tokenizers: tuple[object, object]
-) -> Drafter:
-    """A language model as drafter; ``tokenizers``: its own and that of the target, or None."""
-    wrapped = _second(model, target, tokenizers, "the draft model")
-    drafter: Drafter = registry.of_models().load()(wrapped, target)
-    return drafter
-
-
-def _second(
-    model: PreTrainedModel, target: Target, tokenizers: tuple[object, object], role: str
-) -> Target:
-    """A language model that reads and speaks as the target does, beside it."""
-    wrapped, what = Target(model), f"{role} {model.name_or_path or type(model).__name__!r}"
-    if wrapped.device != target.device:
-        raise ConfigError(
-            f"{what} is on {wrapped.device} and the target on {target.device}; "
-            "move one to the other"
-        )
-    sizes = (wrapped.vocab_size, target.vocab_size)
-    check_vocabularies((sizes[0], tokenizers[0]), (sizes[1], tokenizers[1]), what)
-    return wrapped
 
 
 def _definition(given: str | Definition | None, amateur: object) -> Definition | None:
@@ -364,7 +246,7 @@ def _redefined(
         model = load_model(location, target.dtype, target.device)
         is_here = Path(location).is_dir()
         own = tokenizer_beside(Path(location)) if is_here else load_tokenizer(location)
-        second = _second(model, target, (own, tokenizer), "the amateur")
+        second = second_model(model, target, (own, tokenizer), "the amateur")
     elif amateur is not None:
-        second = _second(amateur, target, (None, tokenizer), "the amateur")
+        second = second_model(amateur, target, (None, tokenizer), "the amateur")
     return definition.redefine(target, second, lambda text: encode(tokenizer, text, {}))

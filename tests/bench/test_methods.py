@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jakiro.api import bundled_drafter, load
+from jakiro.api import load
 from jakiro.bench.methods import Workshop, usable_rows
 from jakiro.bench.suites import Row
 from jakiro.engine.engine import Engine
 from jakiro.errors import ConfigError, UnknownName
+from jakiro.hub.bundled import bundled_drafter
 
 
 @pytest.fixture(scope="module")

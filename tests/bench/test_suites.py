@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
+from typer import Typer
+from typer.main import get_command
 
 from jakiro.bench.suites import Row, Suite, load_suite, suite_names
+from jakiro.cli.train import train
 from jakiro.drafters.registry import ENTRIES
 from jakiro.errors import ConfigError, DataError, JakiroError, UnknownName
 from jakiro.tree.shapes import TreePlan
@@ -106,3 +110,18 @@ def test_the_suite_of_methods_has_all_that_need_no_training() -> None:
     """But plain decoding, which every suite has, and what the bundled target is not made for."""
     free = {entry.name for entry in ENTRIES.values() if not entry.is_trained}
     assert free - {"none", "fewer_experts"} <= {row.drafter for row in load_suite("methods").rows}
+
+
+def test_every_trained_head_of_a_suite_has_a_recipe() -> None:
+    """In ``scripts/pico/head.sh``, in options that ``jakiro train`` has."""
+    script = Path(__file__).parents[2] / "scripts" / "pico" / "head.sh"
+    listed = subprocess.run(["bash", str(script)], check=True, capture_output=True, text=True)
+    recipes = dict(line.split(": ") for line in listed.stdout.splitlines())
+    rows = [row for name in ("paper", "ablation") for row in load_suite(name).rows]
+    free = {entry.name for entry in ENTRIES.values() if not entry.is_trained}
+    assert {row.drafter for row in rows} - free <= recipes.keys()
+    app = Typer()
+    app.command()(train)
+    known = {option for each in get_command(app).params for option in each.opts}
+    for recipe in recipes.values():
+        assert {word for word in recipe.split() if word.startswith("--")} <= known

@@ -51,12 +51,23 @@ class PathReference:
         return out
 
     def _carried(self, out: HeadOutput, token: int) -> Tensor:
-        """The feature [H] that a child is fed with: that of the expert with most of its mass."""
+        """The feature [H] that a child is fed with: that of the expert behind it."""
         if out.experts is None:
             return out.next[0, 0]
+        return out.experts.features[0, 0, self._expert(out, token)]
+
+    def _expert(self, out: HeadOutput, token: int) -> int:
+        """The expert with most of the mass of ``token``; of a union, who is first to name it when
+        the experts name their best tokens one by one, the one with the larger gate first."""
+        assert out.experts is not None
         features, weights = (part[0, 0] for part in out.experts)
-        mass = [w * self._law(f).exp()[token] for f, w in zip(features, weights, strict=True)]
-        return features[int(torch.stack(mass).argmax())]
+        laws = torch.stack([self._law(feature).exp() for feature in features])
+        if self._head.config.branches != "union":
+            return int((weights * laws[:, token]).argmax())
+        order = weights.argsort(descending=True).tolist()
+        best = laws.argsort(-1, descending=True).tolist()
+        named = [(best[expert][place], expert) for place in range(len(laws[0])) for expert in order]
+        return next(expert for proposed, expert in named if proposed == token)
 
     def _law(self, feature: Tensor) -> Tensor:
         """[V]: log probabilities, among the tokens that are scored."""
@@ -83,13 +94,9 @@ class PathReference:
         return (weights[:, None] * laws).sum(0).log()
 
     @torch.inference_mode()
-    def likeliest_expert(self, path: list[int]) -> int:
-        """Which single expert, weighed by the gate, gives the last token of ``path`` the most."""
-        experts = self.after(path[:-1]).experts
-        assert experts is not None
-        features, weights = (part[0, 0] for part in experts)
-        shares = weights * torch.stack([self._law(each)[path[-1]].exp() for each in features])
-        return int(shares.argmax())
+    def expert_behind(self, path: list[int]) -> int:
+        """Which single expert stands behind the last token of ``path``."""
+        return self._expert(self.after(path[:-1]), path[-1])
 
 
 def begun(

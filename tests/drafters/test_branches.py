@@ -24,11 +24,22 @@ PROMPTS = [[7, 3, 9, 40, 11], [5]]
 PLAN = TreePlan("dynamic", depth=4, width=4, budget=40)
 
 
-def spoken(laws: list[list[float]], weights: list[float], kind: type[Decoupled]) -> Decoupled:
-    """One node whose experts say ``laws``; the feature of expert j is the logarithm of its law."""
-    target = SimpleNamespace(lm_head=lambda features: features)
+def spoken(
+    laws: list[list[float]],
+    weights: list[float],
+    kind: type[Decoupled],
+    ids: list[int] | None = None,
+) -> Decoupled:
+    """One node whose experts say ``laws``; the feature of expert j is the logarithm of its law.
+    ``ids``: those tokens alone are scored."""
+    target = SimpleNamespace(
+        lm_head=lambda features: features,
+        lm_head_of=lambda ids: lambda features: features[..., ids],
+        vocab_size=len(laws[0]),
+    )
     features = torch.tensor(laws).log()[None, None]
-    vocabulary = DraftVocabulary(target)  # type: ignore[arg-type]
+    places = None if ids is None else torch.tensor(ids)
+    vocabulary = DraftVocabulary(target, places)  # type: ignore[arg-type]
     return kind(Experts(features, torch.tensor(weights)[None, None]), vocabulary)
 
 
@@ -62,6 +73,21 @@ def test_experts_propose_in_turn() -> None:
     assert carried(nodes, [3, 0, 1, 4]) == [1, 0, 1, 1]
     torch.testing.assert_close(scores[3].exp(), torch.tensor(0.4 * 0.06 + 0.6 * 0.4))
     assert nodes.scores(PlainScores(), 1, 9)[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [Decoupled, Union])
+def test_scored_tokens_alone_are_mixed_and_proposed(kind: type[Decoupled]) -> None:
+    """As of experts that know no other tokens: what is left out takes no turn and no mass."""
+    for ids in ([0, 2, 3], [1, 2, 4], [0, 1, 3, 4]):
+        kept = torch.tensor(LAWS)[:, ids]
+        alone = spoken((kept / kept.sum(1, keepdim=True)).tolist(), [0.4, 0.6], kind)
+        among = spoken(LAWS, [0.4, 0.6], kind, ids)
+        for width in (1, 2, 3):
+            scores = [nodes.scores(PlainScores(), 1, width) for nodes in (among, alone)]
+            torch.testing.assert_close(*scores)
+            rows = torch.zeros(1, len(ids), dtype=torch.int64)
+            tokens = torch.arange(len(ids))[None]
+            assert torch.equal(*(nodes.chosen(tokens, rows) for nodes in (among, alone)))
 
 
 def tree_of(head: DraftHead, contrast_levels: int | None = None) -> TokenTree:
@@ -130,9 +156,10 @@ def test_siblings_are_continued_from_different_features() -> None:
 
 
 @pytest.mark.parametrize("plan", [PLAN, world.TREES["static"]], ids=str)
-@pytest.mark.parametrize("branches", ["sum", "decoupled"])
+@pytest.mark.parametrize("branches", ["sum", "decoupled", "union"])
 def test_who_stands_behind_every_node(branches: str, plan: TreePlan) -> None:
-    """Of single experts the one that makes the token likeliest, by the law of its path alone."""
+    """Of single experts the one that makes the token likeliest, or names it first, by the laws of
+    its path alone, among the tokens of the draft vocabulary."""
     target = world.target("llama")
     head = variant(branches=branches, draft_vocab_size=12)
     head.get_buffer("draft_ids").copy_(torch.arange(3, 39, 3))
@@ -146,8 +173,8 @@ def test_who_stands_behind_every_node(branches: str, plan: TreePlan) -> None:
         for node, path in paths(tree, row).items():
             if node:
                 wanted = "contrast" if len(path) == plan.depth else "experts"
-                if wanted == "experts" and branches == "decoupled":
-                    wanted = f"expert {reference.likeliest_expert(path)}"
+                if wanted == "experts" and branches != "sum":
+                    wanted = f"expert {reference.expert_behind(path)}"
                 assert drafter.origin(row, node, len(path)) == wanted
                 seen.add(wanted)
     known = {"experts"} if branches == "sum" else {"expert 0", "expert 1"}

@@ -269,7 +269,7 @@ def test_bfloat16_keeps_the_rotary_frequencies() -> None:
         ({"contrast_levels": 3}, "contrast_levels must lie between 0 and 2"),
         ({"num_experts": 1, "active_experts": 1}, "contrast_levels must lie between 0 and 0"),
         ({"draft_vocab_size": 8}, "draft_vocab_size must lie between 1 and 7"),
-        ({"contrast_strength": -1.0}, "contrast_strength must not be negative"),
+        ({"contrast_strength": -1.0}, "contrast_strength must be finite and not negative"),
         ({"activation": "relu"}, "activation must be swiglu or gelu"),
         ({"branches": "both"}, "branches must be sum or decoupled"),
         ({"num_kv_heads": 3}, "multiple of num_kv_heads"),

@@ -11,9 +11,10 @@ import peft
 import pytest
 from transformers import PreTrainedModel
 
-from jakiro.api import load, usable_drafters
+from jakiro.api import load
 from jakiro.drafters.draft_model import DraftModel
 from jakiro.errors import CheckpointError, PairMismatch, TargetRefused
+from jakiro.hub.bundled import usable_drafters
 from jakiro.hub.models import save_model
 from jakiro.sampling.params import SamplingParams
 from tests.families import llama_like

@@ -155,6 +155,7 @@ def test_another_run_does_not_go_on(target: Target, samples: Samples, out: Path)
     for change, message in (
         (short(steps=4, lr=2e-3), r"lr was 0\.001, now 0\.002"),
         (short(steps=24), "steps was 4, now 24"),
+        (short(steps=4, head=HeadOptions(64)), r"head\.expert_size was None, now 64"),
     ):
         with pytest.raises(ConfigError, match=message):
             Trainer(target, samples, change, out).run()
@@ -165,6 +166,10 @@ def test_another_run_does_not_go_on(target: Target, samples: Samples, out: Path)
     with pytest.raises(PairMismatch, match="another target"):
         Trainer(other, samples, brief, out).run()
     path = out / STATE_FILE
+    state = torch.load(path, weights_only=True)
+    del state["identity"]["head"]["contrast_strength"]
+    torch.save(state, path)
+    Trainer(target, samples, brief, out).run()  # a setting that older runs did not know
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
         Trainer(target, samples, brief, out).run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 
 import jakiro
-from jakiro.api import bundled_drafter, usable_drafters
 from jakiro.bench.runner import EngineMethod, TransformersMethod
 from jakiro.bench.suites import TRANSFORMERS, UNTRAINED, Row
 from jakiro.drafters.base import Drafter
@@ -19,6 +17,7 @@ from jakiro.drafters.registry import ENTRIES, find, of_models
 from jakiro.engine.engine import Engine
 from jakiro.errors import CheckpointError, PairMismatch
 from jakiro.hub import checkpoint
+from jakiro.hub.bundled import bundled_drafter, usable_drafters
 from jakiro.hub.models import load_model
 
 PROMPT_LOOKUP = {"prompt_lookup_num_tokens": 10}
@@ -35,7 +34,7 @@ class Workshop:
     max_batch_size: int = 1
 
     def open(self, row: Row) -> tuple[Row, EngineMethod]:
-        """The row, with the digest of its weights, and its engine. Raises what ``jakiro.load``
+        """The row, with the digest of its checkpoint, and its engine. Raises what ``jakiro.load``
         raises."""
         name = row.drafter.removeprefix(UNTRAINED)
         location = self._locate(name)
@@ -48,7 +47,8 @@ class Workshop:
             noise_aware=row.noise_aware,
             max_batch_size=self.max_batch_size,
         )
-        weights = _weights(location) if name == row.drafter else None
+        directory = _directory(location) if name == row.drafter else None
+        weights = None if directory is None else checkpoint.digest(directory)
         return replace(row, weights=weights), EngineMethod(row.name, engine)
 
     def open_found(
@@ -123,16 +123,3 @@ def _directory(location: str) -> Path | None:
     if trained in ENTRIES:
         return bundled_drafter(trained)
     return Path(trained) if Path(trained).is_dir() else None
-
-
-def _weights(location: str) -> str | None:
-    """SHA-256 over the tensor files of a drafter; None for one without any."""
-    directory = _directory(location)
-    names = sorted(directory.glob("*.safetensors")) if directory else []
-    if not names:
-        return None
-    digest = hashlib.sha256()
-    for name in names:
-        with name.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

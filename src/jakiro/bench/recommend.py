@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from jakiro.api import usable_drafters
 from jakiro.bench.suites import Row
 from jakiro.bench.summary import Summary
 from jakiro.drafters import registry
 from jakiro.errors import JakiroError
+from jakiro.hub.bundled import usable_drafters
 
 FINALISTS = 3
 SCREENING_PROMPTS, SCREENING_ROUNDS, FINAL_ROUNDS = 2, 2, 3

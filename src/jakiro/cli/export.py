@@ -40,8 +40,8 @@ def export(
     original: what the authors' code of the method loads. eagle-vllm: what vLLM loads with
     method "eagle", where this package is installed beside it.
     """
-    from jakiro.api import target_location
     from jakiro.cli import session
+    from jakiro.hub.bundled import target_location
     from jakiro.hub.convert.exporting import export_head
 
     location = None if target is None else target_location(target)

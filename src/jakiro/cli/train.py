@@ -111,6 +111,9 @@ def train(
     contrast_levels: Annotated[
         int | None, typer.Option(help="Last levels without a forward: 0, 1 or 2.")
     ] = None,
+    contrast_strength: Annotated[
+        float | None, typer.Option(help="Factor of what a contrast subtracts (default: 1).")
+    ] = None,
     branches: Annotated[
         Branches | None, typer.Option(help="What a node's children come from.")
     ] = None,
@@ -163,6 +166,7 @@ def train(
             num_experts,
             active_experts,
             contrast_levels,
+            contrast_strength,
             None if branches is None else branches.value,
             draft_vocab,
         ),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from jakiro.cache.kv_cache import KVCache, KVRow
+from jakiro.errors import ConfigError
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.tree.grow import Choose, best
@@ -78,12 +79,35 @@ class Drafter(ABC):
     can_sample: bool = False
     """Whether all its nodes are chosen by ``grow`` with ``request.choose`` from
     ``request.noise.scores``: then rules that need a draft drawn from a law can be used."""
-    holder: object | None = None
-    """The batch whose rows it has; those of one only."""
+    inner: Drafter | None = None
+    """The drafter it stands over, if it is an arbiter: that one has the same rows."""
     num_parameters: int = 0
     """Of its own networks."""
     module_ms: float = 0.0
     """Wall time spent inside the drafter's own network, for the engine's statistics."""
+
+    _holder: object | None = None
+
+    @property
+    def holder(self) -> object | None:
+        """The batch whose rows it has; those of one only."""
+        return self._holder if self.inner is None else self.inner.holder
+
+    @holder.setter
+    def holder(self, batch: object | None) -> None:
+        if self.inner is None:
+            self._holder = batch
+        else:
+            self.inner.holder = batch
+
+    def check_free(self, batch: object | None = None) -> None:
+        """Raise ``ConfigError`` while it has rows of another batch than this one: they are numbered
+        alike, and each engine would spoil the other's."""
+        if self.holder not in (None, batch):
+            raise ConfigError(
+                f"another engine has answers in flight with this {self.name} drafter; finish "
+                "them first, or load a second drafter"
+            )
 
     def compile(self, backend: str) -> None:  # noqa: B027  most have no network to compile
         """Run its own network, if it has one, through this backend of ``torch.compile``."""

@@ -85,8 +85,8 @@ class Decoupled(Branches):
 
 
 class Union(Decoupled):
-    """The experts propose in turn, the one with the larger gate first, each its best token that is
-    new, until there are enough; a child carries the feature of the expert that proposed it."""
+    """The experts propose in turn, the one with the larger gate first, each its next best token,
+    until there are enough different ones; a child carries the feature of who proposed it first."""
 
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
         joint = self._joint

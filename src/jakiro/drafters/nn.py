@@ -10,6 +10,7 @@ One class serves training and inference. Parameter names are those of the publis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -83,9 +84,9 @@ class HeadConfig:
                     f"{self.active_experts} of them active, and {self.vocab_size} tokens; "
                     f"got {value}"
                 )
-        if not self.contrast_strength >= 0:
+        if not 0 <= self.contrast_strength < math.inf:
             raise ConfigError(
-                f"contrast_strength must not be negative, got {self.contrast_strength}"
+                f"contrast_strength must be finite and not negative, got {self.contrast_strength}"
             )
         choices = {"activation": tuple(EXPERTS), "branches": ("sum", "decoupled", "union")}
         for name, allowed in choices.items():

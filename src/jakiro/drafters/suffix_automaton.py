@@ -205,7 +205,7 @@ class SuffixAutomaton(Drafter):
                 "threshold must be at least 1, growth and corpus_bias not negative, got "
                 f"{threshold}, {growth} and {corpus_bias}"
             )
-        self._inner, self._corpus = inner, corpus
+        self.inner, self._corpus = inner, corpus
         self._threshold, self._growth, self._corpus_bias = threshold, growth, corpus_bias
         self._rows: list[_Row] = []
         self._takes: list[bool] = []
@@ -218,18 +218,18 @@ class SuffixAutomaton(Drafter):
             self.plan = TreePlan("dynamic", budget, inner.plan.width, budget)
 
     def compile(self, backend: str) -> None:
-        if self._inner is not None:
-            self._inner.compile(backend)
+        if self.inner is not None:
+            self.inner.compile(backend)
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         self.resume(KVRow(0), ids, features)
 
     def save(self, row: int, length: int) -> KVRow:
-        return super().save(row, length) if self._inner is None else self._inner.save(row, length)
+        return super().save(row, length) if self.inner is None else self.inner.save(row, length)
 
     def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
-        if self._inner is not None:
-            self._inner.resume(known, ids, features)
+        if self.inner is not None:
+            self.inner.resume(known, ids, features)
         row = _Row(OnlineAutomaton())
         self._rows.append(row)
         self._extend(row, ids)
@@ -245,30 +245,30 @@ class SuffixAutomaton(Drafter):
             depth = min(cap, request.plan.depth) if takes[-1] else 0
             sketches.append(self._sketch(row, root, depth, request.plan))
         tree = stack(sketches, request.roots.device)
-        if self._inner is None:
+        if self.inner is None:
             return tree
         # A taken row asks nothing of the inner drafter but to keep up with the text.
         caps = [0 if taken else cap for taken, cap in zip(takes, request.depth_caps, strict=True)]
-        plan = self._inner_plan(self._inner.plan, request.plan)
-        other = self._inner.draft(replace(request, depth_caps=caps, plan=plan))
-        self.module_ms = self._inner.module_ms
+        plan = self._inner_plan(self.inner.plan, request.plan)
+        other = self.inner.draft(replace(request, depth_caps=caps, plan=plan))
+        self.module_ms = self.inner.module_ms
         return mix(takes, tree, other) if any(takes) else other
 
     def origin(self, row: int, node: int, depth: int) -> str:
-        if self._inner is None or self._takes[row]:
+        if self.inner is None or self._takes[row]:
             return type(self).name
-        return self._inner.origin(row, node, depth)
+        return self.inner.origin(row, node, depth)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         for row, tokens, path in zip(self._rows, tree.tokens.tolist(), verdict.paths, strict=True):
             self._extend(row, [tokens[node] for node in path[1:]])
-        if self._inner is not None:
-            self._inner.accept(tree, verdict, out)
+        if self.inner is not None:
+            self.inner.accept(tree, verdict, out)
 
     def keep(self, rows: list[int]) -> None:
         self._rows = [self._rows[row] for row in rows]
-        if self._inner is not None:
-            self._inner.keep(rows)
+        if self.inner is not None:
+            self.inner.keep(rows)
 
     def _inner_plan(self, inner: TreePlan, plan: TreePlan) -> TreePlan:
         """Of a part of this drafter's own deep plan the same part of the ``inner`` one's; on chains

@@ -17,7 +17,6 @@ from jakiro.engine.policy import DraftLimits, Policy
 from jakiro.engine.prefix import NOTHING, Prefix, PrefixStore, num_common
 from jakiro.engine.request import Request, TokenLogprobs
 from jakiro.engine.trace import Cycle
-from jakiro.errors import ConfigError
 from jakiro.sampling.draws import DraftDraws
 from jakiro.sampling.process import NodeView, Sampler
 from jakiro.target.output import TargetOutput
@@ -61,15 +60,6 @@ class Batch:
         self._noise = noise or self.sampler
         self._draws = self.sampler.sampled_drafts(draws) if draws else None
         self._device = target.device
-
-    def check_free(self, drafter: Drafter) -> None:
-        """Raise ``ConfigError`` while ``drafter`` has rows of another batch: they are numbered
-        alike, and each engine would spoil the other's."""
-        if drafter.holder not in (None, self):
-            raise ConfigError(
-                f"another engine has answers in flight with this {drafter.name} drafter; finish "
-                "them first, or load a second drafter"
-            )
 
     @property
     def filling(self) -> Request | None:

@@ -259,7 +259,7 @@ class Engine:
                 waiting.popleft()
             if not waiting or not batch.has_room(waiting[0]):
                 return None
-            batch.check_free(self.drafter)
+            self.drafter.check_free(batch)
             batch.open(waiting.popleft(), self.drafter)
         return batch.filling
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -104,6 +104,37 @@ def read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(config.get(name), kind):
             raise CheckpointError(f"{path} lacks the entry {name!r} (a {kind.__name__})")
     return config
+
+
+class Advice(NamedTuple):
+    """What a checkpoint recommends to the drafter that is made of it."""
+
+    tree: str | None
+    options: Mapping[str, Any]
+
+
+def advice(directory: Path) -> Advice:
+    """From the notes of the head in ``directory``. Raises ``CheckpointError``."""
+    notes = read_config(directory).get("notes", {})
+    return Advice(notes.get("tree"), notes.get("options", {}))
+
+
+def digest(directory: Path) -> str | None:
+    """SHA-256 over all of the checkpoint in ``directory`` that its drafter depends on: the tensor
+    files, the settings of a head and what it recommends, or the config of a model. None where
+    there are no tensors. Raises ``CheckpointError``."""
+    directory = Path(directory)
+    names = sorted(directory.glob("*.safetensors"))
+    if not names:
+        return None
+    settings = _read_json(directory)
+    if not holds_model(directory):
+        settings = [read_config(directory)["head"], *advice(directory)]
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in names:
+        with name.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 def _read_json(directory: Path) -> Any:

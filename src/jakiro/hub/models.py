@@ -19,8 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from jakiro.errors import CheckpointError, PairMismatch
+from jakiro.errors import CheckpointError, ConfigError, PairMismatch
 from jakiro.hub.files import replace_files
+from jakiro.target.target import Target
 
 NOTES_FILE = "notes.json"
 
@@ -98,6 +99,23 @@ def save_model(
             f"cannot save {directory}: its files could not be prepared in the directory for "
             f"temporary ones ({error}); make room there, or set TMPDIR"
         ) from error
+
+
+def second_model(
+    model: PreTrainedModel, target: Target, tokenizers: tuple[object, object], role: str
+) -> Target:
+    """A language model that reads and speaks as ``target`` does, beside it; ``tokenizers``: its own
+    and that of the target, or None; ``role``: what it is, for messages. Raises ``ConfigError``, and
+    ``PairMismatch`` where their tokens are not the same."""
+    wrapped, what = Target(model), f"{role} {model.name_or_path or type(model).__name__!r}"
+    if wrapped.device != target.device:
+        raise ConfigError(
+            f"{what} is on {wrapped.device} and the target on {target.device}; "
+            "move one to the other"
+        )
+    sizes = (wrapped.vocab_size, target.vocab_size)
+    check_vocabularies((sizes[0], tokenizers[0]), (sizes[1], tokenizers[1]), what)
+    return wrapped
 
 
 def check_vocabularies(other: tuple[int, object], target: tuple[int, object], what: str) -> None:

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from jakiro.engine.request import Completion
-from jakiro.serve.conversation import ToolCall
+from jakiro.engine.stats import Stats
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length"]
 
 
 class Usage(BaseModel):
@@ -42,12 +41,9 @@ class Drafting(BaseModel):
     draft_ms: float
     verify_ms: float
     seed: int
-    timed_out: bool
-    """The answer was cut by its deadline."""
 
     @classmethod
-    def of(cls, done: Completion) -> Drafting:
-        stats = done.stats
+    def of(cls, stats: Stats, seed: int) -> Drafting:
         return cls(
             tau=round(stats.tau, 4),
             num_forwards=stats.num_forwards,
@@ -58,8 +54,7 @@ class Drafting(BaseModel):
             prefill_ms=round(stats.prefill_ms, 3),
             draft_ms=round(stats.draft_ms, 3),
             verify_ms=round(stats.verify_ms, 3),
-            seed=done.seed,
-            timed_out=done.finish_reason == "deadline",
+            seed=seed,
         )
 
 
@@ -89,10 +84,8 @@ class TextLogprobs(BaseModel):
 
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str | None
-    """None where the answer is nothing but calls."""
+    content: str
     refusal: None = None
-    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(BaseModel):

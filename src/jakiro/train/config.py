@@ -22,6 +22,7 @@ class HeadOptions:
     num_experts: int | None = None
     active_experts: int | None = None
     contrast_levels: int | None = None
+    contrast_strength: float | None = None
     branches: Literal["sum", "decoupled", "union"] | None = None
     draft_vocab_size: int | None = None
 

@@ -196,10 +196,12 @@ class Trainer:
         if state is not None:
             path, stored = self._state.path, state["identity"]
             checkpoint.check_target(path, state["target"], self._target.fingerprint())
-            for name, value in self._identity().items():
-                if stored.get(name) != value:
+            # A setting added since that save has a default under which the run is what it was.
+            before = _flat(asdict(TrainConfig())) | _flat(stored)
+            for name, value in _flat(self._identity()).items():
+                if before.get(name) != value:
                     raise ConfigError(
-                        f"{path} belongs to another run: {name} was {stored.get(name)!r}, now "
+                        f"{path} belongs to another run: {name} was {before.get(name)!r}, now "
                         f"{value!r}; use the old setting, or another --out"
                     )
             self._state.restore(state)
@@ -237,3 +239,13 @@ class Trainer:
         self._state.save({"identity": self._identity(), "target": target, "step": self.step})
         if self._processes.is_first:
             draw(self._history.read(), self.out / PLOT_FILE)
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Groups of settings as settings of longer names, ``head.expert_size``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= (
+            _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+        )
+    return flat

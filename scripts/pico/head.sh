@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Train one of the heads that the suites name: same data, steps and optimiser, one setting changed.
+#   scripts/pico/head.sh NAME TARGET OUT DATA...
+# leaves it in OUT/NAME. Without arguments: the names and what each of them changes.
+set -euo pipefail
+
+common="--steps 4000 --batch-tokens 1024 --length 256 --warmup 200"
+layer="$common --unroll 3 --lr 3e-3 --noise 0.05 --token-weight 0.5 --second-branch 0.1"
+# Experts share 704 columns (2 x 352), so mixtures of any size have the parameters of one expert of
+# 704 (869 thousand) to 0.3 %; the widest single expert makes up for the gate as well.
+declare -A heads=(
+  [jakiro]="$layer --method jakiro --expert-size 352"
+  [eagle2]="$layer --method eagle2"
+  [eagle2_wide]="$layer --method eagle2 --expert-size 705"
+  [eagle1]="$layer --method eagle1"
+  [jakiro_decoupled]="$layer --method jakiro --expert-size 352 --branches decoupled"
+  [jakiro_star]="$layer --method jakiro_star --expert-size 528"
+  [jakiro_experts3]="$layer --method jakiro --expert-size 235 --num-experts 3"
+  [jakiro_experts4]="$layer --method jakiro --expert-size 176 --num-experts 4"
+  [jakiro_experts5]="$layer --method jakiro --expert-size 141 --num-experts 5"
+  [jakiro_contrast0]="$layer --method jakiro --expert-size 352 --contrast-levels 0"
+  [jakiro_contrast2]="$layer --method jakiro --expert-size 352 --contrast-levels 2"
+  [jakiro_vocab1024]="$layer --method jakiro --expert-size 352 --draft-vocab 1024"
+  [jakiro_vocab2048]="$layer --method jakiro --expert-size 352 --draft-vocab 2048"
+  [medusa]="$common --method medusa --lr 2e-3 --tree-nodes 16"
+  [draft_model]="$common --method draft_model --lr 2e-3 --layers 2"
+)
+if [ $# -lt 4 ]; then
+  for name in "${!heads[@]}"; do echo "$name: ${heads[$name]}"; done | sort
+  exit
+fi
+name=$1 target=$2 out=$3
+shift 3
+[ -v "heads[$name]" ] || { echo "no head is called $name; known: ${!heads[*]}" >&2; exit 1; }
+# shellcheck disable=SC2086  options are words
+exec jakiro train --target "$target" --out "$out/$name" ${heads[$name]} "${@/#/--data=}"
