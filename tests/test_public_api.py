@@ -16,6 +16,7 @@ def test_public_names_are_these() -> None:
         "Engine",
         "JakiroError",
         "SamplingParams",
+        "Superposed",
         "TreePlan",
         "__version__",
         "decode",

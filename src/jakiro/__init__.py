@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jakiro.custom_generate import decode
     from jakiro.engine.engine import Engine
     from jakiro.engine.request import Completion
+    from jakiro.engine.superposed import Superposed
     from jakiro.errors import JakiroError
     from jakiro.sampling.params import SamplingParams
     from jakiro.tree.shapes import TreePlan
@@ -25,6 +26,7 @@ __all__ = [
     "Engine",
     "JakiroError",
     "SamplingParams",
+    "Superposed",
     "TreePlan",
     "__version__",
     "decode",
@@ -36,6 +38,7 @@ _HOMES = {
     "Engine": "jakiro.engine.engine",
     "JakiroError": "jakiro.errors",
     "SamplingParams": "jakiro.sampling.params",
+    "Superposed": "jakiro.engine.superposed",
     "TreePlan": "jakiro.tree.shapes",
     "decode": "jakiro.custom_generate",
     "load": "jakiro.api",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import count, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,12 @@ import torch
 from fastapi.testclient import TestClient
 
 from jakiro.engine.engine import Engine
+from jakiro.engine.scheduler import Scheduler
 from jakiro.sampling.params import SamplingParams
-from jakiro.serve.constrain import Grammars
+from jakiro.serve.app import create_app
+from jakiro.serve.constrain import Grammar, Grammars
 from jakiro.serve.logs import JsonLines
+from jakiro.serve.settings import Settings
 from tests.serve.conftest import HELLO, NAME, chat, events
 
 CHAT = "/v1/chat/completions"
@@ -104,6 +109,61 @@ def _check_trace(parts: list[dict[str, Any]], scored: list[dict[str, Any]]) -> N
     assert next(came, None) is None
 
 
+def test_every_choice_is_what_the_engine_says_of_it_alone(
+    client: TestClient, alone: Engine
+) -> None:
+    """With every setting that has a say in it."""
+    law = SAMPLED | {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "min_p": 0.001}
+    bias = {str(token): 4.0 - token % 9 for token in range(80, 120)}
+    asked = chat(
+        **law, logit_bias=bias, seed=12, n=4, min_tokens=5, stop=["zz"], stop_token_ids=[7]
+    )
+    got = post(client, CHAT, asked).json()["choices"]
+    params = SamplingParams(
+        **law,
+        max_new_tokens=24,
+        logit_bias={int(token): value for token, value in bias.items()},
+        seed=12,
+        min_new_tokens=5,
+        stop=("zz",),
+        stop_token_ids=(7,),
+    )
+    for index, choice in enumerate(got):
+        request = alone.prepare(HELLO, params, choice_index=index)
+        alone.enqueue(request)
+        while request.finish_reason is None:
+            alone.step()
+        wanted = request.completion()
+        assert (choice["message"]["content"], choice["finish_reason"]) == (
+            wanted.text,
+            wanted.finish_reason,
+        )
+    assert len({choice["message"]["content"] for choice in got}) == 4
+    assert sum(choice["jakiro"]["num_accepted"] for choice in got) > 10
+
+
+def test_a_deadline_ends_an_answer_with_what_there_is(
+    client: TestClient, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of this test goes on by a second whenever it is looked at."""
+    ticks = count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)), perf_counter=time.perf_counter)
+    monkeypatch.setattr("jakiro.engine.scheduler.time", clock)
+    limited = TestClient(create_app(scheduler, Settings(NAME, deadline_s=5)))
+    body = chat(max_tokens=4000, ignore_eos=True)
+    whole = post(limited, CHAT, chat(max_tokens=4000)).json()["choices"][0]["message"]["content"]
+    for visitor, own in ((client, {"deadline_s": 5}), (limited, {}), (limited, {"deadline_s": 99})):
+        found = post(visitor, CHAT, body | {"jakiro": own}).json()
+        (choice,) = found["choices"]
+        assert (choice["finish_reason"], choice["jakiro"]["timed_out"]) == ("length", True)
+        assert 0 < found["usage"]["completion_tokens"] < 100
+        assert (
+            choice["message"]["content"][: len(whole)] == whole[: len(choice["message"]["content"])]
+        )
+    late = client.post(CHAT, json=body | {"jakiro": {"deadline_s": 0.5}})
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "deadline")
+
+
 def test_an_answer_can_be_asked_for_without_drafts(client: TestClient) -> None:
     """Beside others that are drafted, in one batch."""
     bodies = [chat(**SAMPLED, seed=7, jakiro={"draft": is_on}) for is_on in (True, False, True)]
@@ -154,7 +214,7 @@ def test_constrained_answers_are_drafted_and_lossless(
 ) -> None:
     ids = alone.encode(HELLO)
     grammars = Grammars(speaker, alone.target.vocab_size, sorted(alone.eos_ids))
-    plain = grammars.constraint(grammars.compile(SCHEMA), len(ids))
+    plain = grammars.compile(Grammar.of_schema(SCHEMA)).constraint(len(ids))
     settings = SamplingParams(
         max_new_tokens=200, temperature=temperature, top_p=0.95, seed=11, presence_penalty=1.0
     )

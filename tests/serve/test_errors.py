@@ -28,6 +28,18 @@ def schema(value: Any) -> dict[str, Any]:
     return chat(response_format={"type": "json_schema", "json_schema": named})
 
 
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+def forced(**more: Any) -> dict[str, Any]:
+    return chat(tools=[tool("a", **more)], tool_choice="required")
+
+
+def called(arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [tool("a", arguments=arguments) | {"id": "1"}]}
+
+
 def problem(found: Any, status: int) -> dict[str, Any]:
     """The error of a response, which must have its shape."""
     assert found.status_code == status, found.text
@@ -64,7 +76,17 @@ BAD_FIELDS = [
     (CHAT, chat(logit_bias={"5000": 1}), 400, "token 5000"),
     (CHAT, chat(top_logprobs=21, logprobs=True), 400, "top_logprobs"),
     (CHAT, chat(audio={}), 400, "audio: this field is unknown or not supported"),
-    (CHAT, chat(tool_choice="required"), 400, "tool_choice"),
+    (CHAT, chat(tool_choice="some"), 400, "tool_choice"),
+    (CHAT, chat(tool_choice="required"), 400, "not among tools"),
+    (CHAT, chat(tools=[tool("a b")]), 400, "tools.0.function.name"),
+    (CHAT, chat(tools=[tool("a", parameters={"type": "array"})]), 400, "schema of an object"),
+    (CHAT, chat(tools=[tool("a")], tool_choice={"type": "function"}), 400, "tool_choice"),
+    (CHAT, chat(tools=[tool("a")], tool_choice=tool("b")), 400, "not among tools"),
+    (CHAT, forced(parameters={"type": "object", "required": 3}), 400, "tools: the schema"),
+    (CHAT, forced() | {"response_format": {"type": "json_object"}}, 400, "exclude each other"),
+    (CHAT, forced() | {"min_tokens": 3}, 400, "min_tokens"),
+    (CHAT, chat(messages=[called("[" * 9000)]), 400, "arguments are a JSON object"),
+    (CHAT, chat(jakiro={"deadline_s": 0}), 400, "deadline_s"),
     (CHAT, chat(messages=[{"role": "user", "content": "x" * 5000}]), 400, "4095 at most"),
     (CHAT, schema({"type": "nonsense"}), 400, "nonsense"),
     (CHAT, schema({"type": "integer", "minimum": 5, "maximum": 3}), 400, "Unsatisfiable"),
@@ -82,7 +104,7 @@ BAD_FIELDS = [
     (TEXT, text(prompt=["a"] * 9, n=2), 400, "18 answers"),
     (TEXT, text(prompt=["a"] * 9), 429, "may be"),
     (TEXT, text(echo=True), 400, "echo"),
-    (CHAT, chat(tools=[{"type": "function", "function": {"name": "\ud800"}}]), 400, "Unicode"),
+    (CHAT, chat(tools=[tool("a", description="\ud800")]), 400, "surrogates"),
     ("/tokenize", {"prompt": "\ud800"}, 400, "surrogates"),
     ("/tokenize", {}, 400, "either prompt or messages"),
     ("/detokenize", {"tokens": [10**9]}, 400, "0 to 271"),

@@ -97,13 +97,21 @@ def test_the_official_client(engine: Engine, alone: Engine) -> None:
                 **asked, stream=True, stream_options={"include_usage": True}
             )
         )
-        said = [part.choices[0].delta.content or "" for part in parts if part.choices]
-        assert "".join(said) == wanted.text
+        pieces = [part.choices[0].delta.content or "" for part in parts if part.choices]
+        assert "".join(pieces) == wanted.text
         assert parts[-1].usage == whole.usage
         form: Any = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA}}
         asked |= {"max_tokens": 200, "presence_penalty": 1.0}
         made = client.chat.completions.create(**asked, response_format=form)
         assert set(json.loads(made.choices[0].message.content)) == {"name", "sizes"}
+        tools: Any = [{"type": "function", "function": {"name": "wait"}}]
+        said: Any = client.chat.completions.create(**asked, tools=tools, tool_choice="required")
+        (call, *_) = said.choices[0].message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("wait", "{}")
+        turns = [said.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "x"}]
+        asked["messages"] = [*HELLO, *turns]
+        told = client.chat.completions.create(**asked, tools=tools, tool_choice="none")
+        assert told.choices[0].message.tool_calls is None
         assert [model.id for model in client.models.list()] == [NAME]
         with pytest.raises(openai.BadRequestError, match="top_p"):
             client.chat.completions.create(**asked, top_p=7)

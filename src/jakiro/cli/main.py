@@ -20,6 +20,7 @@ USAGE, FAILURE = 2, 1
 COMMANDS = {
     "demo": "jakiro.cli.demo:demo",
     "generate": "jakiro.cli.generate:generate",
+    "suggest": "jakiro.cli.suggest:suggest",
     "chat": "jakiro.cli.chat:chat",
     "serve": "jakiro.cli.serve:serve",
     "train": "jakiro.cli.train:train",

@@ -48,6 +48,9 @@ def serve(
     max_open: Annotated[
         int, typer.Option(min=1, help="Answers on their way, those being given up included.")
     ] = 256,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds after which an answer ends with what there is.")
+    ] = None,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt. Default: what the target can read.")
     ] = None,
@@ -75,6 +78,7 @@ def serve(
         max_body_bytes=max_body_bytes,
         max_prompt_tokens=max_prompt_tokens,
         max_open=max_open,
+        deadline_s=deadline_s,
     )
     engine = session.open_engine(
         target,

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from jakiro.engine.stats import Stats
+from jakiro.engine.request import Completion
+from jakiro.serve.conversation import ToolCall
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(BaseModel):
@@ -41,9 +42,12 @@ class Drafting(BaseModel):
     draft_ms: float
     verify_ms: float
     seed: int
+    timed_out: bool
+    """The answer was cut by its deadline."""
 
     @classmethod
-    def of(cls, stats: Stats, seed: int) -> Drafting:
+    def of(cls, done: Completion) -> Drafting:
+        stats = done.stats
         return cls(
             tau=round(stats.tau, 4),
             num_forwards=stats.num_forwards,
@@ -54,7 +58,8 @@ class Drafting(BaseModel):
             prefill_ms=round(stats.prefill_ms, 3),
             draft_ms=round(stats.draft_ms, 3),
             verify_ms=round(stats.verify_ms, 3),
-            seed=seed,
+            seed=done.seed,
+            timed_out=done.finish_reason == "deadline",
         )
 
 
@@ -84,8 +89,10 @@ class TextLogprobs(BaseModel):
 
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """None where the answer is nothing but calls."""
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(BaseModel):

@@ -76,7 +76,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         head = Head(job.job_id, job.created, service.settings.model_name, service.fingerprint)
         if asked.stream:
             return EventStream(job, events(job, asked, form, head, tokens))
-        return await whole(request, job, form, head)
+        return await whole(request, job, form, asked, head)
 
     @app.post("/v1/chat/completions", response_model=ChatAnswer)
     async def chat(asked: ChatRequest, request: Request) -> Any:
@@ -97,7 +97,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         if (asked.prompt is None) == (asked.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt")
         if asked.messages is not None:
-            ids = await service.encode_conversation(asked.messages, asked.tools)
+            ids = await service.encode_conversation(asked.messages, asked.tools or ())
         else:
             ids = await service.encode(asked.prompt or "", asked.add_special_tokens)
         return TokenList(tokens=ids, count=len(ids), max_model_len=service.max_model_len)

@@ -9,8 +9,11 @@ from typing import Any
 from jakiro.engine.engine import Engine
 from jakiro.errors import ConfigError
 from jakiro.sampling.params import SamplingParams
+from jakiro.serve import calls
+from jakiro.serve.constrain import Grammar
+from jakiro.serve.conversation import ChatMessage, Tool
 from jakiro.serve.errors import ApiError
-from jakiro.serve.schema import AsText, ChatMessage, Sampled, Tool
+from jakiro.serve.schema import AsSchema, Sampled
 
 
 def sampling_params(
@@ -41,7 +44,7 @@ def sampling_params(
 
 
 def conversation_ids(
-    engine: Engine, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None
+    engine: Engine, messages: Sequence[ChatMessage], tools: Sequence[Tool]
 ) -> list[int]:
     """Token ids of a conversation in the format of the model. Raises ``PromptError``."""
     if not getattr(engine.tokenizer, "chat_template", None):
@@ -49,25 +52,36 @@ def conversation_ids(
             400, "this model has no chat template; use /v1/completions", code="no_chat_template"
         )
     turns: list[Any] = [message.as_template() for message in messages]
-    return engine.encode(turns, tools=[tool.model_dump() for tool in tools] if tools else None)
+    return engine.encode(turns, tools=[tool.as_template() for tool in tools] or None)
 
 
-def schema_of(asked: Sampled) -> Any:
-    """The JSON schema an answer has to follow; None: any text will do.
+def grammar_of(asked: Sampled, tokenizer: Any) -> Grammar | None:
+    """What an answer has to follow; None: any text will do.
 
     Raises:
-        ConfigError: other fields contradict it.
+        ApiError: there is no tool of the kind that has to be called.
+        ConfigError: other fields contradict it, or a schema is none.
     """
-    wanted = asked.response_format
-    if wanted is None or isinstance(wanted, AsText):
+    wanted, forced = asked.response_format, asked.forced
+    if forced is None and not asked.wants_json:
         return None
+    if forced is not None and asked.wants_json:
+        raise ConfigError(
+            "response_format and a tool_choice that asks for a call exclude each other"
+        )
     for name, is_given in {"ignore_eos": asked.ignore_eos, "min_tokens": asked.min_tokens}.items():
         if is_given:
             raise ConfigError(
-                f"{name} asks for text after the end of the JSON; leave it out with response_format"
+                f"{name} asks for text after the end of the JSON; leave it out with "
+                "response_format and with a tool_choice that asks for a call"
             )
-    given = None if wanted.type == "json_object" else wanted.json_schema.json_schema
-    return {"type": "object"} if given is None else given
+    if forced is not None:
+        if not forced:
+            told = "tool_choice asks for a tool that is not among tools"
+            raise ApiError(400, told, param="tool_choice")
+        return calls.grammar(forced, asked.is_single_call, tokenizer)
+    given = wanted.json_schema.json_schema if isinstance(wanted, AsSchema) else None
+    return Grammar.of_schema({"type": "object"} if given is None else given)
 
 
 def _bias(given: dict[str, float]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Answers that follow a JSON schema, drafted all the same.
+"""Answers that follow a grammar (mostly that of a JSON schema), drafted all the same.
 
 A grammar is a logits processor: at every node of a draft tree it bans the tokens that cannot follow
 the node's own path. What it allows depends on that path alone, so constrained answers are as
@@ -9,6 +9,7 @@ accepted.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,54 +18,77 @@ from torch import Tensor
 
 from jakiro.errors import ConfigError
 
-_WHITESPACE = "\\n?[ ]{0,8}"
+WHITESPACE = "\\n?[ ]{0,8}"
 """Between the parts of a JSON text. Without a bound a small model may never stop indenting."""
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """In the language of llguidance."""
+
+    text: str
+    field: str
+    """Of a request, that asks for it."""
+
+    @classmethod
+    def of_schema(cls, schema: Any) -> Grammar:
+        """Of the texts of a JSON schema, a JSON value. Raises ``ConfigError``: it is none."""
+        try:
+            text = json.dumps(schema, allow_nan=False)
+            text = LLMatcher.grammar_from_json_schema(
+                text, overrides={"whitespace_pattern": WHITESPACE}
+            )
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"response_format: the schema cannot be used: {error}") from error
+        return cls(text, "response_format")
+
+
 class Grammars:
-    """Compiles schemas for one target. ``tokenizer`` is a fast one of ``transformers``;
+    """Compiles grammars for one target. ``tokenizer`` is a fast one of ``transformers``;
     ``vocab_size`` the number of its logits, ``end_ids`` its end tokens."""
 
     def __init__(self, tokenizer: Any, vocab_size: int, end_ids: list[int]) -> None:
         self._tokenizer, self._vocab_size, self._end_ids = tokenizer, vocab_size, end_ids
         self._wrapped: LLTokenizer | None = None
 
-    def compile(self, schema: Any) -> LLMatcher:
-        """A matcher at the start of a text of ``schema`` (a JSON value). May take a while.
+    def compile(self, grammar: Grammar) -> Compiled:
+        """``grammar`` at the start of a text. May take a while.
 
         Raises:
-            ConfigError: the schema is none, cannot be fulfilled or is not supported, or the
-                tokenizer cannot be constrained.
+            ConfigError: it cannot be fulfilled or is not supported, or the tokenizer cannot be
+                constrained.
         """
-        wrapped = self._wrap()
-        try:
-            text = json.dumps(schema, allow_nan=False)
-            grammar = LLMatcher.grammar_from_json_schema(
-                text, overrides={"whitespace_pattern": _WHITESPACE}
-            )
-            problem = LLMatcher.validate_grammar(grammar, wrapped)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"response_format: the schema cannot be used: {error}") from error
-        matcher = LLMatcher(wrapped, grammar, log_level=0)
+        wrapped = self._wrap(grammar.field)
+        problem = LLMatcher.validate_grammar(grammar.text, wrapped)
+        matcher = LLMatcher(wrapped, grammar.text, log_level=0)
         problem = matcher.get_error() or problem
         if problem:
-            raise ConfigError(f"response_format: the schema cannot be used: {problem}")
-        return matcher
+            raise ConfigError(f"{grammar.field}: the schema cannot be used: {problem}")
+        return Compiled(matcher, frozenset(self._end_ids), grammar.field)
 
-    def constraint(self, matcher: LLMatcher, num_prompt: int) -> Constraint:
-        """A processor for one answer, to a prompt of ``num_prompt`` tokens."""
-        return Constraint(matcher, num_prompt, frozenset(self._end_ids))
-
-    def _wrap(self) -> LLTokenizer:
+    def _wrap(self, field: str) -> LLTokenizer:
         if self._wrapped is None:
             try:
                 text = self._tokenizer.backend_tokenizer.to_str()
                 self._wrapped = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._end_ids)
             except (AttributeError, ValueError) as error:
                 raise ConfigError(
-                    f"response_format: the tokenizer of this model cannot be constrained ({error})"
+                    f"{field}: the tokenizer of this model cannot be constrained ({error})"
                 ) from error
         return self._wrapped
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A grammar for one target, with its ends of text."""
+
+    start: LLMatcher
+    end_ids: frozenset[int]
+    field: str
+
+    def constraint(self, num_prompt: int) -> Constraint:
+        """A processor for one answer, to a prompt of ``num_prompt`` tokens."""
+        return Constraint(self, num_prompt)
 
 
 class Constraint:
@@ -74,9 +98,10 @@ class Constraint:
     parsed once, not once per node.
     """
 
-    def __init__(self, start: LLMatcher, num_prompt: int, end_ids: frozenset[int]) -> None:
-        self._start, self._num_prompt, self._end_ids = start, num_prompt, end_ids
-        self._matcher = start.deep_copy()
+    def __init__(self, compiled: Compiled, num_prompt: int) -> None:
+        self._start, self._end_ids = compiled.start, compiled.end_ids
+        self._num_prompt, self.field = num_prompt, compiled.field
+        self._matcher = self._start.deep_copy()
         self._path: list[int] = []
         self.error: str | None = None
         """Why the grammar last gave up (too complex to go on with)."""

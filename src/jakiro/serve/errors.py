@@ -68,6 +68,17 @@ def shutting_down() -> ApiError:
     )
 
 
+def not_begun() -> ApiError:
+    """The deadline came before the first token."""
+    return ApiError(
+        503,
+        "the deadline came before the answer was begun; give it more time or come again later",
+        kind="server_error",
+        code="deadline",
+        headers={"Retry-After": "5"},
+    )
+
+
 def busy(message: str, retry_after_s: float) -> ApiError:
     """No room: 429, with the time after which there may be some."""
     seconds = max(1, math.ceil(min(retry_after_s, 3600.0)))
@@ -154,7 +165,7 @@ def _place(loc: Sequence[Any]) -> str:
     return ".".join(part for part in parts if "[" not in part and part not in _BRANCHES) or "body"
 
 
-_BRANCHES = frozenset({"str", "int", "float", "bool"})
+_BRANCHES = frozenset({"str", "int", "float", "bool", "NamedTool"})
 
 
 def _complaint(problem: Mapping[str, Any]) -> str:

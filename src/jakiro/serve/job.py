@@ -11,7 +11,7 @@ from jakiro.engine.request import Completion
 from jakiro.engine.stream import Chunk, Stream
 from jakiro.serve.answers import Usage
 from jakiro.serve.constrain import Constraint
-from jakiro.serve.errors import ApiError, failed, shutting_down
+from jakiro.serve.errors import ApiError, failed, not_begun, shutting_down
 from jakiro.serve.metrics import Clock
 
 
@@ -43,13 +43,16 @@ class Choice:
         assert self.done is not None
         if self.done.finish_reason in ("stop", "length"):
             return None
+        if self.done.finish_reason == "deadline":
+            return None if self.done.token_ids else not_begun()
         if self.done.finish_reason == "cancelled":
             return shutting_down()
         if self.constraint is not None and self.constraint.error:
             return ApiError(
                 400,
-                f"response_format: the schema is too complex to follow: {self.constraint.error}",
-                param="response_format",
+                f"{self.constraint.field}: the schema is too complex to follow: "
+                f"{self.constraint.error}",
+                param=self.constraint.field,
             )
         return failed(self.done.error or "the request could not be finished")
 

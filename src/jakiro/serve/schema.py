@@ -5,30 +5,18 @@ Fields that would change the answer and are not listed here are refused, not ign
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field
+
+from jakiro.serve.conversation import ChatMessage, NamedTool, Tool
+from jakiro.serve.fields import AnyText, Asked, NonEmpty
 
 MAX_CHOICES = 16
 """``n``, and prompts of one request: each is a row of its own."""
 MAX_TOKENS = 2**31 - 1
 MAX_SEED = 2**63 - 1
-
-
-def _unicode(text: str) -> str:
-    """Refuses lone surrogates, which JSON can spell and no tokenizer can read."""
-    text.encode()
-    return text
-
-
-AnyText = Annotated[str, AfterValidator(_unicode)]
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-
-
-class Asked(BaseModel):
-    """Nothing is converted, nothing unknown is let in, no number is NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Asked):
@@ -39,6 +27,8 @@ class StreamOptions(Asked):
 class Extension(Asked):
     """Our own field of a request, ``jakiro``."""
 
+    deadline_s: float | None = Field(None, gt=0)
+    """Seconds from now after which the answer ends with what there is."""
     draft: bool = True
     """Off: the same answer by plain decoding."""
     trace: bool = False
@@ -111,40 +101,35 @@ class Sampled(Asked):
         )
 
     @property
+    def offered(self) -> Sequence[Tool]:
+        """Tools whose calls are looked for in the answer."""
+        return ()
+
+    @property
+    def forced(self) -> Sequence[Tool] | None:
+        """Tools of which one has to be called; None: none has to."""
+        return None
+
+    @property
+    def is_single_call(self) -> bool:
+        """At most one call is wanted."""
+        return False
+
+    @property
+    def wants_json(self) -> bool:
+        return not isinstance(self.response_format, AsText | None)
+
+    @property
+    def deadline_s(self) -> float | None:
+        return None if self.jakiro is None else self.jakiro.deadline_s
+
+    @property
     def is_traced(self) -> bool:
         return self.jakiro is not None and self.jakiro.trace
 
     @property
     def is_drafted(self) -> bool:
         return self.jakiro is None or self.jakiro.draft
-
-
-class TextPart(Asked):
-    type: Literal["text"]
-    text: AnyText
-
-
-class ChatMessage(Asked):
-    """One turn of a conversation; what it means is up to the model's chat template."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: AnyText | list[TextPart] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-    def as_template(self) -> dict[str, Any]:
-        """The turn for a chat template: parts joined, absent fields left out."""
-        turn = self.model_dump(exclude_none=True) | {"content": self.content}
-        if isinstance(self.content, list):
-            turn["content"] = "".join(part.text for part in self.content)
-        return turn
-
-
-class Tool(Asked):
-    type: Literal["function"]
-    function: dict[str, Any]
 
 
 class ChatRequest(Sampled):
@@ -155,7 +140,7 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -169,6 +154,26 @@ class ChatRequest(Sampled):
     def num_alternatives(self) -> int | None:
         """Alternatives to report per token; None: no log-probabilities at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def tools_told(self) -> Sequence[Tool]:
+        """Tools that the model is told of."""
+        return () if self.tool_choice == "none" else self.tools or ()
+
+    @property
+    def offered(self) -> Sequence[Tool]:
+        return () if self.wants_json else self.tools_told
+
+    @property
+    def forced(self) -> Sequence[Tool] | None:
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            return [tool for tool in self.tools_told if tool.function.name == name]
+        return self.tools_told if self.tool_choice == "required" else None
+
+    @property
+    def is_single_call(self) -> bool:
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
 
 
 class CompletionRequest(Sampled):

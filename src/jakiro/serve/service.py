@@ -10,24 +10,22 @@ from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from anyio.to_thread import run_sync
-from llguidance import LLMatcher
 
 import jakiro
 from jakiro.engine.scheduler import Scheduler
 from jakiro.errors import ConfigError, PromptError
 from jakiro.sampling.params import SamplingParams
 from jakiro.serve import asking, logs
-from jakiro.serve.constrain import Grammars
+from jakiro.serve.constrain import Compiled, Grammars
+from jakiro.serve.conversation import ChatMessage, Tool
 from jakiro.serve.errors import ApiError, busy
 from jakiro.serve.job import Choice, Job
 from jakiro.serve.metrics import Metrics
 from jakiro.serve.schema import (
     MAX_CHOICES,
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     Sampled,
-    Tool,
 )
 from jakiro.serve.settings import Settings
 
@@ -64,7 +62,7 @@ class Service:
     async def chat(self, asked: ChatRequest) -> Job:
         """Start the answers to a conversation. Raises ``ApiError`` and what the engine raises."""
         self.check_model(asked.model)
-        ids = await self.encode_conversation(asked.messages, asked.tools)
+        ids = await self.encode_conversation(asked.messages, asked.tools_told)
         self._check_length(ids, "messages")
         room = self.engine.target.context_length - len(ids)
         params = asking.sampling_params(asked, asked.num_wanted or room, asked.num_alternatives)
@@ -91,7 +89,7 @@ class Service:
         return await self._tokenized(work)
 
     async def encode_conversation(
-        self, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None
+        self, messages: Sequence[ChatMessage], tools: Sequence[Tool]
     ) -> list[int]:
         """Token ids of a conversation in the model's format. Raises ``PromptError``."""
         return await self._tokenized(asking.conversation_ids, self.engine, messages, tools)
@@ -123,10 +121,10 @@ class Service:
             raise ApiError(
                 400, f"{num_choices} answers at once are too many; ask for {MAX_CHOICES} at most"
             )
-        schema = asking.schema_of(asked)
-        matcher = None if schema is None else await run_sync(self._grammars.compile, schema)
+        grammar = asking.grammar_of(asked, self.engine.tokenizer)
+        compiled = None if grammar is None else await run_sync(self._grammars.compile, grammar)
         self._check_open(num_choices)
-        choices = self._submitted(asked, prompts, params, matcher)
+        choices = self._submitted(asked, prompts, params, compiled)
         job = Job(f"{kind}-{secrets.token_hex(12)}", sum(map(len, prompts)), choices)
         self._num_open += num_choices
         task = asyncio.ensure_future(self._follow(job))
@@ -139,19 +137,21 @@ class Service:
         asked: Sampled,
         prompts: list[list[int]],
         params: SamplingParams,
-        matcher: LLMatcher | None,
+        compiled: Compiled | None,
     ) -> list[Choice]:
         """All choices, handed to the scheduler; none if one of them is refused."""
         choices: list[Choice] = []
+        deadlines = [each for each in (asked.deadline_s, self.settings.deadline_s) if each]
         try:
             for ids in prompts:
                 for number in range(asked.num_choices):
-                    own = None if matcher is None else self._grammars.constraint(matcher, len(ids))
+                    own = None if compiled is None else compiled.constraint(len(ids))
                     stream = self.scheduler.submit(
                         ids,
                         params,
                         processors=[] if own is None else [own],
                         choice_index=number,
+                        deadline_s=min(deadlines, default=None),
                     )
                     choices.append(Choice(len(choices), stream, self.metrics.clock(), own))
         except BaseException:

@@ -19,6 +19,8 @@ class Settings:
     """None: as many as the target can read."""
     max_open: int = 256
     """Answers on their way at once, those that wait included."""
+    deadline_s: float | None = None
+    """Seconds after which an answer ends with what there is; requests may ask for fewer."""
 
     def __post_init__(self) -> None:
         if not self.model_name:
@@ -29,3 +31,5 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ConfigError(f"deadline_s must be above 0, got {self.deadline_s}")

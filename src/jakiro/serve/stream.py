@@ -14,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from jakiro.engine.stream import Chunk
 from jakiro.serve.answers import Drafting, Usage
+from jakiro.serve.calls import Reader
 from jakiro.serve.errors import ApiError
-from jakiro.serve.forms import Form, Head
+from jakiro.serve.forms import Form, Head, reason
 from jakiro.serve.job import Choice, Job
 from jakiro.serve.provenance import Provenance
 from jakiro.serve.schema import Sampled
@@ -54,10 +55,10 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def whole(request: Request, job: Job, form: Form, head: Head) -> Any:
+async def whole(request: Request, job: Job, form: Form, asked: Sampled, head: Head) -> Any:
     """The answer of a job at once. Raises ``ApiError``."""
     async with listening(request.receive, job):
-        return form.whole(head, await job.completions(), job.usage)
+        return form.whole(head, asked, await job.completions(), job.usage)
 
 
 async def events(
@@ -66,7 +67,7 @@ async def events(
     """The events of a job: parts, the usage if asked for, ``[DONE]``. After the first one nothing
     but an event can tell of an error."""
     common = vars(head) | {"object": form.part_name}
-    told = {choice: _Told(choice, form, asked.is_traced, tokens) for choice in job.choices}
+    told = {choice: _Told(choice, form, asked, tokens) for choice in job.choices}
 
     def counted() -> Usage:
         return Usage.of(job.num_prompt_tokens, sum(each.num_tokens for each in told.values()))
@@ -97,9 +98,10 @@ async def events(
 class _Told:
     """What a stream has said of one choice."""
 
-    def __init__(self, choice: Choice, form: Form, is_traced: bool, tokens: Tokens) -> None:
+    def __init__(self, choice: Choice, form: Form, asked: Sampled, tokens: Tokens) -> None:
         self._choice, self._form = choice, form
-        self._provenance = Provenance(tokens) if is_traced else None
+        self._reader = Reader(asked)
+        self._provenance = Provenance(tokens) if asked.is_traced else None
         self._tokens = tokens
         self.num_tokens = self._num_chars = 0
 
@@ -108,16 +110,17 @@ class _Told:
         request, done = self._choice.stream.request, chunk.completion
         start, self.num_tokens = self.num_tokens, self.num_tokens + len(chunk.token_ids)
         is_scored = request.params.logprobs is not None
-        if not (chunk.text or done or is_scored or self._provenance):
+        said = self._reader.read(chunk.text, done is not None)
+        if not (said.text or said.calls or done or is_scored or self._provenance):
             return None
-        part: dict[str, Any] = {"index": self._choice.index, **self._form.part(chunk.text)}
+        part: dict[str, Any] = {"index": self._choice.index, **self._form.part(said)}
         part["logprobs"] = None
         if is_scored:
             entries = request.logprobs[start : self.num_tokens]
             part["logprobs"] = self._form.logprobs(entries, self._num_chars).model_dump()
             self._num_chars += sum(len(self._tokens.text(entry.token_id)) for entry in entries)
-        part["finish_reason"] = None if done is None else done.finish_reason
-        ours = {} if done is None else Drafting.of(done.stats, done.seed).model_dump()
+        part["finish_reason"] = None if done is None else reason(done, self._reader.num_calls)
+        ours = {} if done is None else Drafting.of(done).model_dump()
         if self._provenance is not None:
             ours["trace"] = self._provenance.told(chunk)
         return part | ({"jakiro": ours} if ours else {})

@@ -1,0 +1,23 @@
+"""What all bodies of requests have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+
+def _unicode(text: str) -> str:
+    """Refuses lone surrogates, which JSON can spell and no tokenizer can read."""
+    text.encode()
+    return text
+
+
+AnyText = Annotated[str, AfterValidator(_unicode)]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Asked(BaseModel):
+    """Nothing is converted, nothing unknown is let in, no number is NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
