@@ -49,6 +49,7 @@ NEEDS = {
     "nothing": "nothing",
     "head": "training: a head for its target",
     "model": "a language model of the same tokenizer",
+    "model_head": "such a model, and training: a head for it and its target",
     "target": "nothing: a view of the target",
 }
 MATRIX = re.compile(r"(<!-- rules -->\n).*?(<!-- end -->)", flags=re.DOTALL)

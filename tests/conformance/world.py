@@ -59,8 +59,8 @@ VARIANTS = {
 with the methods of one head: every number of experts from 1 to 5, of contrasts from 0 to 2, every
 kind of branches, and a draft vocabulary."""
 SIZES_OF_ALL = SIZES | {name: SIZES["wide"] | kind for name, kind in VARIANTS.items()}
-SIMILAR = ("eagle1", "jakiro_star")
-"""Methods that are another one with another tree or kind of head: tested like its variants."""
+SIMILAR = ("eagle1", "jakiro_star", "specdec_pp")
+"""Methods that are another one with another tree, kind of head or end: tested like its variants."""
 NARROW_MODEL = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -208,6 +208,7 @@ def make_drafter(case: str, of: Target) -> Drafter:
         "nothing": tuple,
         "head": lambda: (head(of, name, size), of),
         "model": lambda: (draft_model(of, size), of),
+        "model_head": lambda: (head(draft_model(of, size), name), draft_model(of, size), of),
         "target": lambda: (of,),
     }
     drafter: Drafter = entry.load()(*made_of[entry.made_of]())

@@ -39,6 +39,7 @@ def names() -> dict[str, list[dict[str, Any]]]:
         "nothing": "nothing",
         "head": "a checkpoint trained for its target (some are bundled for pico)",
         "model": "the directory of a language model",
+        "model_head": "a checkpoint trained for a language model and its target",
         "target": "nothing but the target",
     }
     drafters = [

@@ -102,6 +102,18 @@ def train(
     mlp_size: Annotated[
         int | None, typer.Option(help="draft model: inner width (default: the target's).")
     ] = None,
+    draft_model: Annotated[
+        Path | None,
+        typer.Option(help="acceptance head: directory of the draft model that it is for."),
+    ] = None,
+    label_temperature: Annotated[
+        float,
+        typer.Option(help="acceptance head: temperature of the drafts it learns; 0: greedy ones."),
+    ] = 1.0,
+    threshold: Annotated[
+        float,
+        typer.Option(help="acceptance head: probability of a rejection that ends a draft."),
+    ] = 0.3,
     num_experts: Annotated[
         int | None, typer.Option(help="Experts of a mixture (default: as the method says).")
     ] = None,
@@ -148,6 +160,7 @@ def train(
     """
     from jakiro.sampling.params import SamplingParams
     from jakiro.train.config import (
+        AcceptanceOptions,
         HeadOptions,
         LossOptions,
         ModelOptions,
@@ -175,6 +188,11 @@ def train(
         ),
         one_shot=OneShotOptions(heads, blocks, own_head, tree_nodes=tree_nodes),
         model=ModelOptions(layers, hidden_size, mlp_size),
+        acceptance=AcceptanceOptions(
+            None if draft_model is None else str(draft_model),
+            temperature=label_temperature,
+            threshold=threshold,
+        ),
         epochs=epochs,
         steps=steps,
         batch_tokens=batch_tokens,

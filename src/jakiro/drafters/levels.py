@@ -12,6 +12,8 @@ from torch import Tensor
 
 from jakiro.cache.kv_cache import KVCache
 from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.target.features import NO_FEATURES, FeatureSpec
+from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
 from jakiro.tree.grow import Frontier, grow
 from jakiro.tree.shapes import TreePlan
@@ -28,6 +30,8 @@ class LevelDrafter(Drafter):
 
     can_sample = True
     confidence = 0.0
+    reads: FeatureSpec = NO_FEATURES
+    """Of ``model``, what ``_goes_on`` is told."""
 
     def __init__(self, model: Target, vocab_size: int) -> None:
         self.model = model
@@ -43,7 +47,7 @@ class LevelDrafter(Drafter):
         ``caps``: the deepest node of each row.
         """
         fed, start = TokenTree.root_only(request.roots), 0
-        going = self._is_sure(logits)
+        going = self._goes_on(None, TargetOutput(logits))
         first = self._scores(logits, request, 1)
 
         def expand(frontier: Frontier) -> Tensor | None:
@@ -54,11 +58,11 @@ class LevelDrafter(Drafter):
             tokens = torch.cat([fed.tokens, frontier.tokens], 1)
             parents = torch.cat([fed.parents, above + frontier.parent_rows], 1)
             fed = TokenTree(tokens, parents, torch.ones_like(tokens, dtype=torch.bool))
-            logits = self._feed(fed, cache, start)
-            scores = self._scores(logits, request, frontier.depth + 1)
+            out = self._feed(fed, cache, start)
+            scores = self._scores(out.logits, request, frontier.depth + 1)
             if not going.all():
                 scores = scores.masked_fill(~going[:, None, None], -torch.inf)
-            going = going & self._is_sure(logits)
+            going = going & self._goes_on(frontier, out)
             return scores
 
         plan = request.plan
@@ -66,21 +70,23 @@ class LevelDrafter(Drafter):
             plan = TreePlan.chain(min(plan.depth, plan.budget))
         return grow(plan, request.roots, first[:, 0], expand, list(caps), request.choose), fed
 
-    def _is_sure(self, logits: Tensor) -> Tensor:
-        """[B]: rows whose law [B, K, V] at the first, likeliest node has a likely enough token."""
+    def _goes_on(self, frontier: Frontier | None, out: TargetOutput) -> Tensor:
+        """[B] bool: the rows that are drafted deeper than the children of ``frontier``, from what
+        the model says at its nodes [B, K]. None: at the roots, from their logits alone, once per
+        draft. It may depend on the nodes fed so far, never on the children."""
         if not self.confidence:
-            return logits.new_ones(len(logits), dtype=torch.bool)
-        best = logits[:, 0].float()
+            return out.logits.new_ones(len(out.logits), dtype=torch.bool)
+        best = out.logits[:, 0].float()
         return (best.amax(-1) - best.logsumexp(-1)).exp() >= self.confidence
 
-    def _feed(self, tree: TokenTree, cache: KVCache, num_known: int) -> Tensor:
-        """One forward of the model, timed and counted: logits of the nodes not known yet."""
+    def _feed(self, tree: TokenTree, cache: KVCache, num_known: int) -> TargetOutput:
+        """One forward of the model, timed and counted: what it says at the nodes not known yet."""
         began = time.perf_counter()
         readable = TokenTree(self._readable(tree.tokens), tree.parents, tree.valid)
-        out = self.model.verify(readable, cache, num_known=num_known)
+        out = self.model.verify(readable, cache, self.reads, num_known)
         self.module_ms += 1e3 * (time.perf_counter() - began)
         self.num_forwards += 1
-        return out.logits
+        return out
 
     def _readable(self, tokens: Tensor) -> Tensor:
         """``tokens`` with those the model has no embedding for replaced."""

@@ -24,8 +24,9 @@ class HeadPaths(NamedTuple):
 class Entry:
     """``path`` is ``module:class``. ``made_of`` says what the class is called with: ``nothing``; a
     ``head``, the network of a checkpoint made for its target, whose classes ``head`` names, and
-    the target; a ``model``, a causal language model of its own, and the target; or the ``target``
-    alone, of which it drafts with a cheaper view. ``learner``:
+    the target; a ``model``, a causal language model of its own, and the target; a ``model_head``,
+    a head made for such a model, the model and the target; or the ``target`` alone, of which it
+    drafts with a cheaper view. What is made of a model drives any: ``NAME+DIRECTORY``. ``learner``:
     the class of ``jakiro.train`` that trains it. An *arbiter* may also stand over another drafter,
     ``NAME+OTHER``, and is then called with it. ``memory``: what it keeps besides the target.
     ``page``: its page in docs, if that is not ``drafters/NAME.md``."""
@@ -33,7 +34,7 @@ class Entry:
     name: str
     path: str
     summary: str
-    made_of: Literal["nothing", "head", "model", "target"] = "nothing"
+    made_of: Literal["nothing", "head", "model", "model_head", "target"] = "nothing"
     head: HeadPaths | None = None
     learner: str | None = None
     is_arbiter: bool = False
@@ -41,12 +42,12 @@ class Entry:
     page: str | None = None
 
     def __post_init__(self) -> None:
-        assert (self.made_of == "head") == (self.head is not None)
+        assert (self.made_of in ("head", "model_head")) == (self.head is not None)
 
     @property
     def is_trained(self) -> bool:
         """Whether it needs a checkpoint."""
-        return self.made_of in ("head", "model")
+        return self.made_of in ("head", "model", "model_head")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -127,6 +128,18 @@ ENTRIES = {
             learner="jakiro.train.draft_model:Distillation",
             memory="the model and its KV",
         ),
+        Entry(
+            "specdec_pp",
+            "jakiro.drafters.specdec_pp:SpecDecPP",
+            "a draft model that stops where a head expects a rejection",
+            "model_head",
+            HeadPaths(
+                "jakiro.drafters.specdec_pp:AcceptanceConfig",
+                "jakiro.drafters.specdec_pp:AcceptanceHead",
+            ),
+            "jakiro.train.acceptance:AcceptanceLearner",
+            memory="the model, its KV and a head",
+        ),
         Entry("prompt_lookup", "jakiro.drafters.prompt_lookup:PromptLookup", "n-grams of the text"),
         Entry(
             "suffix_automaton",
@@ -196,9 +209,14 @@ def trainable() -> list[str]:
     return [entry.name for entry in ENTRIES.values() if entry.learner is not None]
 
 
+def drivers() -> list[str]:
+    """The names that drive a language model of their own."""
+    return [entry.name for entry in ENTRIES.values() if entry.made_of == "model"]
+
+
 def of_models() -> Entry:
-    """The entry that drives a language model."""
-    return next(entry for entry in ENTRIES.values() if entry.made_of == "model")
+    """The entry that drives a language model unless another is asked for."""
+    return find(drivers()[0])
 
 
 def find(name: str) -> Entry:

@@ -40,7 +40,7 @@ class SelfDrafter(LevelDrafter):
             return TokenTree.root_only(request.roots)
         cache = request.cache
         assert cache is not None, "a view drafts in the cache of its target"
-        logits = self._feed(TokenTree.root_only(request.roots), cache, 0)
+        logits = self._feed(TokenTree.root_only(request.roots), cache, 0).logits
         return self._grow(request, cache, logits, request.depth_caps)[0]
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:

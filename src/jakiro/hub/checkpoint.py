@@ -206,16 +206,18 @@ def check_shapes(
             )
 
 
-def check_target(path: Path, stored: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+def check_target(
+    path: Path, stored: Mapping[str, Any], actual: Mapping[str, Any], role: str = "target"
+) -> None:
     """Raise ``PairMismatch``, naming the difference, unless the fingerprint ``stored`` with the
-    head at ``path`` is that of the ``actual`` target."""
+    head at ``path`` is that of the ``actual`` target, or other model of that ``role``."""
     # In the order of the fingerprint: sizes say more than a hash.
     for name in {**actual, **stored}:
         mine, theirs = stored.get(name), actual.get(name)
         if mine != theirs:
             raise PairMismatch(
-                f"the head in {path} was made for another target: {name} is {mine!r} there "
-                f"and {theirs!r} in this target; use the target it was trained on, or train a "
+                f"the head in {path} was made for another {role}: {name} is {mine!r} there "
+                f"and {theirs!r} in this {role}; use the {role} it was trained on, or train a "
                 "head for this one"
             )
 

@@ -23,10 +23,12 @@ from jakiro.tree.shapes import TreePlan
 @dataclass(frozen=True, slots=True)
 class Source:
     """What a drafter will be made of: a method without a checkpoint or the directory of one, and
-    the arbiters over it, the outermost first."""
+    the arbiters over it, the outermost first. ``driver``: the method that drives a language model
+    in that directory; None: the one of models, or whose head is there."""
 
     inner: registry.Entry | Path
     arbiters: tuple[registry.Entry, ...] = ()
+    driver: registry.Entry | None = None
 
     @classmethod
     def find(cls, chosen: str | Path, is_bundled: bool) -> Source:
@@ -46,9 +48,12 @@ class Source:
         if plus and outer in registry.arbiters():
             found = cls.find(inner, is_bundled)
             return replace(found, arbiters=(registry.find(outer), *found.arbiters))
+        if plus and outer in registry.drivers():
+            return replace(cls.find(inner, is_bundled), driver=registry.find(outer))
         if entry is None:
             over = (f"{arbiter}+ one of these" for arbiter in registry.arbiters())
-            raise UnknownName("drafter", name, [*registry.names(), "a directory", *over])
+            models = (f"{driver}+ the directory of a model" for driver in registry.drivers())
+            raise UnknownName("drafter", name, [*registry.names(), "a directory", *over, *models])
         if not entry.is_trained:
             return cls(entry)
         advice = f"(jakiro train --method {name} --target ...) and give its directory"
@@ -57,10 +62,11 @@ class Source:
                 f"the bundled {name!r} was trained for the bundled target {BUNDLED_TARGET!r}; "
                 f"train one for yours {advice}"
             )
-        directory = bundled_drafter(name)
+        is_driver = name in registry.drivers()
+        directory = bundled_drafter(registry.of_models().name if is_driver else name)
         if not directory.is_dir():
             raise CheckpointError(f"no {name!r} is bundled; train one {advice}")
-        return cls(directory)
+        return cls(directory, driver=entry if is_driver else None)
 
     def load(
         self, target: Target, tokenizer: object, options: Mapping[str, Any] | None = None
@@ -75,12 +81,44 @@ class Source:
         """
         options = options or {}
         if isinstance(self.inner, Path):
-            drafter = _from_directory(self.inner, target, tokenizer, options)
+            drafter = self._from_directory(self.inner, target, tokenizer, options)
         else:
             parts = [target] if self.inner.made_of == "target" else []
             drafter = _make(self.inner.load(), parts, options)
         for entry in reversed(self.arbiters):
             drafter = entry.load()(drafter)
+        return drafter
+
+    def _from_directory(
+        self, directory: Path, target: Target, tokenizer: object, options: Mapping[str, Any]
+    ) -> Drafter:
+        """The drafter whose checkpoint this is, with the tree and the options its notes
+        recommend."""
+        if checkpoint.holds_model(directory):
+            driver = self.driver or registry.of_models()
+            model = _model_in(directory, target, tokenizer)
+            return _make(driver.load(), [model, target], options)
+        if self.driver is not None:
+            raise ConfigError(
+                f"{self.driver.name} drives a language model, and {str(directory)!r} is a head; "
+                "give the directory of the model"
+            )
+        head = checkpoint.load(directory, target.fingerprint())
+        head.to(device=target.device, dtype=target.dtype)
+        advice, entry = checkpoint.advice(directory), registry.find(head.config.method)
+        parts: list[object] = [head, target]
+        if entry.made_of == "model_head":
+            parts.insert(1, _model_of_head(directory, target, tokenizer))
+        try:
+            drafter = _make(entry.load(), parts, {**advice.options, **options})
+            if advice.tree is not None:
+                drafter.plan = TreePlan.parse(advice.tree)
+        except ConfigError as error:
+            if options:
+                raise
+            raise CheckpointError(
+                f"what {directory / checkpoint.CONFIG_FILE} recommends cannot be: {error}"
+            ) from error
         return drafter
 
 
@@ -96,27 +134,23 @@ def of_model(
     return _make(registry.of_models().load(), [wrapped, target], options or {})
 
 
-def _from_directory(
-    directory: Path, target: Target, tokenizer: object, options: Mapping[str, Any]
-) -> Drafter:
-    """The drafter whose checkpoint this is, with the tree and the options its notes recommend."""
-    if checkpoint.holds_model(directory):
-        model = load_model(directory, target.dtype, target.device)
-        return of_model(model, target, (tokenizer_beside(directory), tokenizer), options)
-    head = checkpoint.load(directory, target.fingerprint())
-    head.to(device=target.device, dtype=target.dtype)
-    advice, kind = checkpoint.advice(directory), registry.find(head.config.method).load()
-    try:
-        drafter = _make(kind, [head, target], {**advice.options, **options})
-        if advice.tree is not None:
-            drafter.plan = TreePlan.parse(advice.tree)
-    except ConfigError as error:
-        if options:
-            raise
+def _model_of_head(directory: Path, target: Target, tokenizer: object) -> Target:
+    """The draft model that the head in ``directory`` was trained on."""
+    known = checkpoint.read_config(directory).get("notes", {}).get("draft_model", {})
+    if not {"path", "fingerprint"} <= known.keys():
         raise CheckpointError(
-            f"what {directory / checkpoint.CONFIG_FILE} recommends cannot be: {error}"
-        ) from error
-    return drafter
+            f"{directory / checkpoint.CONFIG_FILE} does not say for which draft model the head is; "
+            "train it again"
+        )
+    model = _model_in((directory / known["path"]).resolve(), target, tokenizer)
+    checkpoint.check_target(directory, known["fingerprint"], model.fingerprint(), "draft model")
+    return model
+
+
+def _model_in(directory: Path, target: Target, tokenizer: object) -> Target:
+    """The language model in ``directory``, which may draft for ``target``."""
+    model = load_model(directory, target.dtype, target.device)
+    return second_model(model, target, (tokenizer_beside(directory), tokenizer), "the draft model")
 
 
 def _make(kind: type, parts: Sequence[object], options: Mapping[str, Any]) -> Drafter:

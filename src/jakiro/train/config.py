@@ -102,6 +102,28 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class AcceptanceOptions:
+    """Of a head that predicts acceptance (published: arXiv 2405.19715): the directory of the draft
+    model it is for, residual blocks, the share of the text's own tokens in what it reads, how much
+    more a rejection weighs, the temperature at which tokens are drawn and accepted (0: first
+    choices), and the threshold that the checkpoint recommends."""
+
+    draft_model: str | None = None
+    num_blocks: int = 3
+    text_share: float = 0.15
+    reject_weight: float = 6.0
+    temperature: float = 1.0
+    threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        at_least(self, num_blocks=0)
+        not_negative(self, "reject_weight", "temperature")
+        for name in ("text_share", "threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything the result depends on besides target and data. Defaults are the published recipe
     (arXiv 2502.06282) where it says something.
@@ -117,6 +139,7 @@ class TrainConfig:
     head: HeadOptions = field(default_factory=HeadOptions)
     one_shot: OneShotOptions = field(default_factory=OneShotOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    acceptance: AcceptanceOptions = field(default_factory=AcceptanceOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     epochs: float = 20.0
     steps: int | None = None

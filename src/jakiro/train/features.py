@@ -61,9 +61,14 @@ def add_noise(features: Tensor, batch: Batch, width: float, seed: int) -> Tensor
     for row, (index, length) in enumerate(
         zip(batch.indices.tolist(), batch.lengths.tolist(), strict=True)
     ):
-        key = int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(key >> 1)
+        generator = generator_of(seed, index)
         places = min(length, features.shape[1])
         uniform = torch.rand(places, features.shape[2], generator=generator)
         noise[row, :places] = (uniform - 0.5) * (width * 512 / length)
     return features + noise.to(features.device, features.dtype)
+
+
+def generator_of(seed: int, index: int) -> torch.Generator:
+    """Of the randomness of sample ``index`` in a step of ``seed``, on the CPU."""
+    key = int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(key >> 1)
