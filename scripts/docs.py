@@ -43,7 +43,9 @@ DEFINITIONS_INTRODUCTION = """## Target definitions
 `jakiro.load(..., definition="NAME:SETTING=VALUE,..")` and `jakiro generate --definition` change
 what the target *is*: the law of its next token is made from more than one view of the text.
 Speculation is lossless with respect to the redefined target: every drafter and rule above keeps its
-promise, and plain decoding (`none`) with the definition is the text that it is compared with.
+promise, and plain decoding (`none`) with the definition is the text that it is compared with. A
+definition that is itself `lossy` means to serve a target by something cheaper: drafts change
+nothing of what it says, but it does not say what the target would.
 """
 NEEDS = {
     "nothing": "nothing",

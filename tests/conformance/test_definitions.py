@@ -3,10 +3,11 @@ says what the paper's formula says when it is computed from whole forwards of wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from itertools import cycle
+from itertools import cycle, pairwise, product
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,9 @@ import torch
 
 from jakiro.drafters.none import NoDrafter
 from jakiro.engine.limits import Limits
+from jakiro.errors import ConfigError, TargetRefused
 from jakiro.sampling.params import SamplingParams
+from jakiro.target.definitions.ead import Switching
 from jakiro.target.definitions.registry import ENTRIES, find
 from jakiro.target.target import Target
 from tests.conformance import world
@@ -30,7 +33,7 @@ SETTINGS = {
     "sampled": SamplingParams(temperature=0.7, top_k=12, top_p=0.9),
 }
 ROWS = {1: (2,), 3: (0, 1, 2, 3)}
-NUM_NEW = (18, 14, 20, 12)
+NUM_NEW = (17, 13, 20, 12)
 INSTRUCTION = [7, 8, 9, 10, 11]
 
 
@@ -89,6 +92,12 @@ LAWS = {
         None,
         lambda: redefined.contrastive(world.model("mixtral"), few_experts(), 0.03, 0.5),
     ),
+    "ead": Law(
+        "mistral",
+        "ead:threshold=2,window=3,stay=2",
+        amateur,
+        lambda: redefined.by_turns(world.model("mistral"), amateur(), 2.0, 3, 2),
+    ),
 }
 
 
@@ -120,14 +129,25 @@ def test_every_definition_is_here() -> None:
     assert set(LAWS) == set(ENTRIES)
 
 
+@cache
+def takes(name: str, case: str) -> bool:
+    """Whether the redefined target does not refuse the drafter, as its family or its law may."""
+    try:
+        world.make_engine(target(name), world.make_drafter(case, target(name)))
+    except TargetRefused:
+        return False
+    return True
+
+
 def cells() -> list[tuple[str, str, str, int, str]]:
-    """Every drafter, with the next law whose family it takes; trees, batches and settings advance
-    at their own pace, and every law meets every setting in every batch size."""
-    found, waiting = [], cycle(LAWS)
-    for i, case in enumerate(world.kinds()):
-        law = next(name for name in waiting if world.takes(case, LAWS[name].family))
-        tree = list(world.TREES)[i % 3]
-        found.append((law, case, tree, (1, 3)[i // 4 % 2], list(SETTINGS)[i // 8 % 2]))
+    """Every drafter with one law, of those that take it the one with the fewest so far; trees in
+    turn, and each law in every batch size with every setting."""
+    corners = {name: cycle(product(ROWS, SETTINGS)) for name in LAWS}
+    found: list[tuple[str, str, str, int, str]] = []
+    for case, tree in zip(world.kinds(), cycle(world.TREES), strict=False):
+        taken = Counter(name for name, *_ in found)
+        law = min((name for name in LAWS if takes(name, case)), key=taken.__getitem__)
+        found.append((law, case, tree, *next(corners[law])))
     return found
 
 
@@ -206,3 +226,55 @@ def test_the_context_is_that_of_the_shortest_source() -> None:
         asked = SamplingParams(max_new_tokens=99)
         done = world.make_engine(own, NoDrafter()).generate([[5] * length], asked)
     assert (done[0].finish_reason, len(done[0].token_ids)) == ("length", 4)
+
+
+# -- two models by turns -----------------------------------------------------------------------
+
+
+def switching(text: str, small: Any) -> Switching:
+    made = find(text).redefine(world.target("llama"), Target(small), list)  # type: ignore[arg-type]
+    assert isinstance(made, Switching)
+    return made
+
+
+@pytest.mark.parametrize(("text", "is_large"), [("ead:threshold=-1", 1), ("ead:threshold=inf", 0)])
+def test_at_the_extremes_one_model_writes_alone(text: str, is_large: int) -> None:
+    own, asked = switching(text, similar()), replace(params("sampled", 1), max_new_tokens=10)
+    engine = world.make_engine(own, world.make_drafter("prompt_lookup", own))
+    done = engine.generate([list(world.prompt(1))], asked)
+    writer = (similar(), world.model("llama"))[is_large]
+    assert done[0].token_ids == world.answer(writer, world.prompt(1), asked)
+    assert own.num_read[is_large] > 10 and own.num_read[not is_large] == 0
+
+
+def test_both_caches_after_many_switches() -> None:
+    """What each model has read, and what it has missed, is the text; a prompt comes in parts."""
+    own = switching("ead:threshold=2.1,window=1,stay=1", amateur())
+    texts = [[*world.prompt(2), *[0] * 40]]
+    drafter = Guided(world.make_drafter("prompt_lookup", own), texts)
+    engine = world.make_engine(own, drafter, world.TREES["dynamic"], max_batch_size=1)
+    engine.limits = Limits(1, prefill_chunk=4)
+    request = engine.submit(list(world.prompt(2)), SamplingParams(seed=4, max_new_tokens=40))
+    turns = []
+    while engine.step():
+        for text in engine._batch.cache.texts:  # type: ignore[attr-defined]
+            turns.append(text.turn.is_large)
+            whole = [*request.prompt_ids, *request.token_ids][:-1]
+            for reader in text.readers if request.token_ids else ():
+                cut = len(whole) - len(reader.missed)
+                assert reader.missed == whole[cut:]
+                if cut:
+                    read = reader.source.readable(whole[:cut])
+                    assert_cache_is_fresh(reader.cache, 0, reader.source.model, read)
+    assert sum(a != b for a, b in pairwise(turns)) > 10
+
+
+def test_what_switching_refuses() -> None:
+    own = switching("ead", similar())
+    with pytest.raises(TargetRefused, match="cannot draft for itself: two models write by turns"):
+        world.make_drafter("swift", own)
+    with pytest.raises(TargetRefused, match=r"read features.*two models write by turns"):
+        world.make_engine(own, world.make_drafter("jakiro/wide", own))
+    for text in ("ead:window=0", "ead:stay=0", "ead:threshold=nan"):
+        with pytest.raises(ConfigError, match=text[4:].partition("=")[0]):
+            find(text)

@@ -84,6 +84,27 @@ def lower_layers(
     return Redefined(expert, law)
 
 
+def by_turns(large: Any, small: Any, threshold: float, window: int, stay: int) -> Redefined:
+    """For one text that grows token by token, its prompt first."""
+    seen: list[float] = []
+    is_large, since = threshold < 0, 0
+
+    def law(ids: Tensor) -> Numbers:
+        nonlocal is_large, since
+        logits = said(large if is_large else small, ids)
+        seen.append(-sum(p * math.log2(p) for p in softmax(logits) if p > 0))
+        last, since = seen[-window:], since + 1
+        wants_large = sum(last) / len(last) > threshold
+        if wants_large != is_large and since >= stay:
+            is_large, since = wants_large, 0
+        shared = min(model.config.vocab_size for model in (large, small))
+        return [z if token < shared else -INF for token, z in enumerate(logits)] + [-INF] * (
+            large.config.vocab_size - len(logits)
+        )
+
+    return Redefined(large, law)
+
+
 INF = math.inf
 
 

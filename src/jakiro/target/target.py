@@ -36,6 +36,8 @@ class Target:
 
     route: Route
     feature_refusal: str | None
+    view_refusal: str | None = None
+    """Why no view may draft in its caches; None: views may."""
     _compiled: Compiled | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:

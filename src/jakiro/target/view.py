@@ -37,6 +37,8 @@ class View(Target):
     """
 
     def __init__(self, target: Target, changes: Changes) -> None:
+        if target.view_refusal:
+            raise TargetRefused(f"{name_of(target)} cannot draft for itself: {target.view_refusal}")
         # No probe of its own: what was found of the target holds for the same modules.
         vars(self).update(vars(target) | {"_compiled": None})
         waiting = dict(changes)

@@ -60,6 +60,15 @@ class Source:
     layers: tuple[int, ...] = ()
     before: tuple[int, ...] = ()
 
+    def readable(self, ids: list[int]) -> list[int]:
+        """``ids`` with token 0 for those the model has no embedding of."""
+        return [token if token < self.model.vocab_size else 0 for token in ids]
+
+    def readable_tree(self, tree: TokenTree) -> TokenTree:
+        """``tree`` with token 0 for those the model has no embedding of."""
+        tokens = tree.tokens.where(tree.tokens < self.model.vocab_size, 0)
+        return TokenTree(tokens, tree.parents, tree.valid)
+
 
 @dataclass(frozen=True, eq=False)
 class Said:
@@ -127,7 +136,7 @@ class Redefined(Target):
         outs = []
         for source, own in self._each(cache):
             is_first = not own.lengths[row]
-            text = [token if token < source.model.vocab_size else 0 for token in ids]
+            text = source.readable(ids)
             asked = _asked(source, needs if own is cache else NO_FEATURES)
             fed = [*source.before, *text] if is_first else text
             outs.append(source.model.prefill(fed, own, row, asked))
@@ -144,9 +153,7 @@ class Redefined(Target):
         outs = []
         for source, own in self._each(cache):
             asked = _asked(source, needs if own is cache else NO_FEATURES)
-            tokens = tree.tokens.where(tree.tokens < source.model.vocab_size, 0)
-            readable = TokenTree(tokens, tree.parents, tree.valid)
-            outs.append(source.model.verify(readable, own, asked, num_known))
+            outs.append(source.model.verify(source.readable_tree(tree), own, asked, num_known))
         return self._joined(outs, needs)
 
     def _each(self, cache: KVCache) -> list[tuple[Source, KVCache]]:
@@ -168,19 +175,19 @@ class Redefined(Target):
                 states = states[..., width:]
             if not said and needs != NO_FEATURES:
                 features = states
-            early = tuple(self._fitting(source.model.lm_head(state)) for state in read)
-            said.append(Said(self._fitting(out.logits), early))
-        missing = self.vocab_size - self._num_shared
+            early = tuple(widened(source.model.lm_head(state), self) for state in read)
+            said.append(Said(widened(out.logits, self), early))
         shared = self._join(said)[..., : self._num_shared]
-        return TargetOutput(F.pad(shared, (0, missing), value=-torch.inf), features)
+        return TargetOutput(widened(shared, self), features)
 
-    def _fitting(self, logits: Tensor) -> Tensor:
-        """``logits`` over the target's vocabulary, at least in float32, where the target is."""
-        logits = logits.to(self.device)
-        missing = self.vocab_size - logits.shape[-1]
-        if missing:  # a negative number of tokens is cut off
-            logits = F.pad(logits, (0, missing), value=-torch.inf)
-        return logits if logits.dtype == torch.float64 else logits.float()
+
+def widened(logits: Tensor, target: Target) -> Tensor:
+    """``logits`` [.., V'] over the vocabulary of ``target``, ``-inf`` where there are none, at
+    least in float32, on its device."""
+    logits = logits.to(target.device)
+    # A negative number of tokens is cut off.
+    logits = F.pad(logits, (0, target.vocab_size - logits.shape[-1]), value=-torch.inf)
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _asked(source: Source, needs: FeatureSpec) -> FeatureSpec:

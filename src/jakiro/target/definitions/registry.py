@@ -58,6 +58,12 @@ ENTRIES = {
             "what a mixture of experts prefers to itself with fewer experts",
             "a forward with fewer experts, and its KV",
         ),
+        _entry(
+            "ead",
+            "EntropyAdaptive",
+            "a smaller model while the entropy is low, the target where it is high",
+            "less than nothing: mostly the smaller model's forward; two KV",
+        ),
     )
 }
 
