@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jakiro.engine.acceptance import Node, held
+from jakiro.engine.acceptance import needed
 from jakiro.engine.budget import Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import Costs
@@ -40,8 +40,16 @@ def costs(node_ms: float, level_ms: float, batches: tuple[int, ...] = (1, 16)) -
 class Machine:
     """Cycles of a controller in a world where times are those of ``costs``, times ``pace``."""
 
-    def __init__(self, plan: TreePlan, table: Costs, num_rows: int = 1, pace: float = 1.0) -> None:
+    def __init__(
+        self,
+        plan: TreePlan,
+        table: Costs,
+        num_rows: int = 1,
+        pace: float = 1.0,
+        last: float | None = None,
+    ) -> None:
         self.controller, self.costs, self.pace = Controller(plan, table), table, pace
+        self.last = last
         self.num_rows, self.chance = num_rows, random.Random(0)
         self.num_tokens, self.ms = 0, 0.0
         self.plans: list[TreePlan | None] = []
@@ -72,7 +80,10 @@ class Machine:
             hits = [rank for rank, end in enumerate(ends) if drawn < end]
             return [0, hits[0] + 1] if hits else [0]
         path = [0]
-        while len(path) <= size and self.chance.random() < accepts(len(path) - 1):
+        while len(path) <= size:
+            is_last = self.last is not None and len(path) == size > 1
+            if self.chance.random() >= (self.last if is_last else accepts(len(path) - 1)):
+                break
             path.append(len(path))
         return path
 
@@ -132,6 +143,30 @@ def test_a_node_is_there_while_its_gain_exceeds_its_cost() -> None:
     assert "budget" in machine.controller.explain()
 
 
+def test_levels_above_a_poor_last_one_are_judged_by_themselves() -> None:
+    """Whatever the depth, its last level is accepted in 0.2 of cases and every other in 0.9, as
+    where a branch makes the last one without a forward: drafting deep still pays."""
+    table = costs(node_ms=0.4, level_ms=1.5)
+    machine = Machine(CHAIN, table, last=0.2)
+    machine.run(600, lambda _: 0.9)
+    late = [0 if plan is None else plan.depth for plan in machine.plans[200:]]
+    assert np.median(late) == 8
+
+
+def test_a_request_unlike_the_others_is_soon_known() -> None:
+    """All before were hard; of this one nearly every node is accepted, so what is known of deep
+    levels and large trees is scaled to it."""
+    machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
+    machine.run(400, lambda _: 0.5)
+    before = np.median([plan.depth for plan in machine.plans[200:] if plan])
+    machine.controller.keep([])
+    machine.controller.begin()
+    machine.run(30, lambda _: 0.97)
+    after = [plan.depth for plan in machine.plans[-10:] if plan]
+    assert before <= 3
+    assert np.median(after) >= 6
+
+
 def test_it_comes_back_when_acceptance_does() -> None:
     machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
     machine.run(600, lambda _: 0.0)
@@ -155,14 +190,19 @@ def test_rows_that_leave_take_their_rates_along() -> None:
     assert machine.plans[-1] is not None
 
 
-def test_what_an_accepted_node_needs() -> None:
-    """Nodes 1-3 below the root, 4 and 5 below 2, 6 below 5; by score node 2 is the second of its
-    level, 5 the first below it and the third of all but worse than 1 and 2."""
-    parents = [-1, 0, 0, 0, 2, 2, 5]
-    scores = [0.0, -1.0, -2.0, -5.0, -4.0, -3.0, -6.0]
-    assert held(parents, scores, [0, 2, 5, 6]) == [Node(2, 2), Node(2, 3), Node(2, 6)]
-    assert held(parents, None, [0, 3]) == [Node(3, 3)]
-    assert held(parents, None, [0]) == []
+def test_what_accepted_nodes_need() -> None:
+    """Nodes 1-3 below the root, 4 and 5 below 2, 6 below 5, 7 no node. By score 2 is the second of
+    all, 5 the third, 3 the fifth."""
+    parents = torch.tensor([[-1, 0, 0, 0, 2, 2, 5, 0]] * 3)
+    valid = torch.tensor([[True] * 7 + [False]] * 3)
+    scores = torch.tensor([[0.0, -1.0, -2.0, -4.0, -3.9, -3.0, -6.0, -0.5]] * 3)
+    paths, none = [[0, 2, 5, 6], [0, 3], [0]], np.inf
+    tree = TokenTree(parents, parents, valid, scores)
+    assert needed(tree, paths, 2).tolist() == [[0, 2, 3], [0, 5, none], [0, none, none]]
+    assert needed(tree, paths, 3)[0].tolist() == [0, 2, 3, 6]
+    # Without scores nodes come in their order.
+    tree = TokenTree(parents, parents, valid)
+    assert needed(tree, paths, 3)[:2].tolist() == [[0, 2, 5, 6], [0, 3, none, none]]
 
 
 def test_costs_between_and_beyond_the_measured_places() -> None:

@@ -8,11 +8,11 @@ rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycle
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, held
+from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, needed
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import DraftLimits, Policy, Times
 from jakiro.tree.shapes import TreePlan
@@ -21,16 +21,14 @@ from jakiro.tree.verdict import Verdict
 
 HYSTERESIS = 1.02
 """How much better another choice must look."""
-WARM_CYCLES = 8
-"""At first the whole plan is drafted, which says something of every part of it."""
 DECIDE_EVERY = 4
+"""Drafts of rows."""
 PROBE_WEIGHT = 0.08
 """Of the newest cycle in the averages of time."""
-NEW_ROW_WAIT = 16
-"""A new request may be of another kind: the first probe comes this soon where drafting is off."""
 WAITS = {True: (8, 128), False: (8, 48)}
 """Cycles until what is not being done is tried, while drafting is off and while it is on: at first,
-and at most. They double while nothing comes of it."""
+and at most. They double while nothing comes of it. A new request, which may be of another kind,
+halves them while drafting is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class _Sheet:
     slope: Array
     """[nodes]: ms per further committed token."""
     draft: Array
-    """[depths, widths] of the grid, ms."""
+    """[depths, budgets] of the grid, ms."""
 
 
 @dataclass(slots=True)
@@ -66,10 +64,10 @@ class Controller(Policy):
     def __init__(self, plan: TreePlan, costs: Costs) -> None:
         super().__init__(plan)
         self._costs, self.grid = costs, Grid.of(plan)
+        # No level of a tree of b nodes has more than b.
         self._plans = {
-            (d, w, b): plan.limited(d + 1, width, budget)
+            (d, b): plan.limited(d + 1, budget, budget)
             for d in range(self.grid.num_depths)
-            for w, width in enumerate(self.grid.widths)
             for b, budget in enumerate(self.grid.budgets)
         }
         self._nodes = np.zeros(self.grid.shape)
@@ -79,14 +77,15 @@ class Controller(Policy):
         self._acceptance = Acceptance(self.grid)
         self._drafting, self._drafted, self._plain = _Pace(), _Pace(), _Pace()
         self._fill = 1.0
-        depths, widths, budgets = self.grid.shape
-        self._whole: Choice = (depths - 1, widths - 1, budgets - 1)
+        depths, budgets = self.grid.shape
+        self._whole: Choice = (depths - 1, budgets - 1)
         # What is done by default, and what in this cycle; None: plain decoding.
         self._choice: Choice | None = self._whole
         self._running: Choice | None = self._whole
         self._is_stale = self._is_probe = False
         self._wait = self._left = WAITS[False][0]
         self._num_cycles = self._num_off = self._num_idle = self._num_probes = 0
+        self._num_new = 0
         self._context, self._caps = 0.0, [1]
 
     # -- the policy ---------------------------------------------------------------------------
@@ -95,7 +94,7 @@ class Controller(Policy):
         self._acceptance.begin()
         self._is_stale = True
         if self._choice is None:
-            self._wait = min(self._wait, NEW_ROW_WAIT)
+            self._wait = max(WAITS[True][0], self._wait // 2)
             self._left = min(self._left, self._wait)
 
     def keep(self, rows: list[int]) -> None:
@@ -104,16 +103,15 @@ class Controller(Policy):
 
     def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
         self._context, self._caps = sum(lengths) / len(lengths), caps
-        if self._num_cycles >= WARM_CYCLES:
-            if self._is_stale or self._num_cycles % DECIDE_EVERY == 0:
-                self._decide()
-            self._left -= 1
+        if self._is_stale:
+            self._decide()
+        self._left -= 1
         self._num_cycles += 1
         self._is_probe = self._left <= 0
         self._running = self._probe() if self._is_probe else self._choice
         if self._running is None:
             self._num_off += 1
-            return DraftLimits(self._plans[0, 0, 0], [0] * len(caps))
+            return DraftLimits(self._plans[0, 0], [0] * len(caps))
         return DraftLimits(self._plans[self._running], caps)
 
     def learn(self, tree: TokenTree, verdict: Verdict, times: Times) -> None:
@@ -122,14 +120,16 @@ class Controller(Policy):
             self._num_idle += 1
         else:
             self._learn_draft(self._running, tree, verdict, times)
+            self._num_new += len(self._caps)
+            self._is_stale = self._is_probe or self._num_new >= DECIDE_EVERY
         if self._is_probe:
-            self._schedule(verdict, times)
+            self._schedule(sum(map(len, verdict.paths)))
 
     def explain(self) -> str:
         plain, cost, gains = self._plain_ms(), self._cost(), self._acceptance.gains()
         batch = self._acceptance.num_rows
         place = self._choice or self._best(self._rates())
-        part, draft = self._plans[place], float(self._draft_ms()[place[0], place[1], 0])
+        part, draft = self._plans[place], float(self._draft_ms()[place])
         tokens = 1 + gains[place] / batch
         reasons = (
             f"verify costs {(cost[place] - draft) / plain:.2f} at {part.num_nodes + 1} rows, "
@@ -144,7 +144,7 @@ class Controller(Policy):
 
     def _decide(self) -> None:
         """Take what promises most; what is done now stays unless it is clearly worse."""
-        self._is_stale = False
+        self._is_stale, self._num_new = False, 0
         rates, off = self._rates(), self._acceptance.num_rows / self._plain_ms()
         best = self._best(rates)
         now = off if self._choice is None else float(rates[self._choice])
@@ -159,23 +159,25 @@ class Controller(Policy):
         if self._choice is None:
             return self._best(self._rates())
         self._num_probes += 1
-        deeper = min(self._choice[0] + 1, self._whole[0])
-        several = (None, (deeper, *self._choice[1:]), self._whole, (deeper, *self._choice[1:]))
+        depth, budget = self._choice
+        more = (min(depth + 1, self._whole[0]), min(budget + 2, self._whole[1]))
+        several = (None, more, self._whole, more)
         return several[self._num_probes % len(several)]
 
-    def _schedule(self, verdict: Verdict, times: Times) -> None:
+    def _schedule(self, num_tokens: int) -> None:
         """The next probe: later than this one; at once where a draft was better than none."""
         is_off = self._choice is None
-        tokens = sum(map(len, verdict.paths))
-        pays = tokens * self._plain_ms() > len(self._caps) * (times.draft_ms + times.rest_ms)
+        pays = (
+            self._running is not None
+            and num_tokens * self._plain_ms() > len(self._caps) * self._cost()[self._running]
+        )
         self._wait = 1 if is_off and pays else min(2 * self._wait, WAITS[is_off][1])
         self._left = self._wait
-        self._is_stale = True
 
     @staticmethod
     def _best(rates: Array) -> Choice:
-        d, w, b = np.unravel_index(int(rates.argmax()), rates.shape)
-        return int(d), int(w), int(b)
+        depth, budget = np.unravel_index(int(rates.argmax()), rates.shape)
+        return int(depth), int(budget)
 
     # -- what is expected ---------------------------------------------------------------------
 
@@ -191,8 +193,7 @@ class Controller(Policy):
         return cost
 
     def _draft_ms(self) -> Array:
-        """[depths, widths, 1]"""
-        draft: Array = self._drafting.value * self._sheet.draft[:, :, None]
+        draft: Array = self._drafting.value * self._sheet.draft
         return draft
 
     def _plain_ms(self, pace: float | None = None) -> float:
@@ -216,9 +217,9 @@ class Controller(Policy):
             # Some drafters feed nodes beside their draft; four times the plan holds them all.
             nodes = np.arange(4 * (self.plan.num_nodes + 16), dtype=np.float64)
             depths = np.arange(1, self.grid.num_depths + 1, dtype=np.float64)
-            widths = np.array(self.grid.widths, dtype=np.float64)
+            widths = np.array([self._plans[0, b].width for b in range(self.grid.shape[1])])
             verify, slope = self._costs.verify(batch, nodes)
-            draft = self._costs.draft(batch, depths, widths)
+            draft = self._costs.draft(batch, depths, widths.astype(np.float64))
             self._sheets[batch] = _Sheet(verify, slope, draft)
         return self._sheets[batch]
 
@@ -227,16 +228,13 @@ class Controller(Policy):
     def _learn_draft(self, place: Choice, tree: TokenTree, verdict: Verdict, times: Times) -> None:
         part = self._plans[place]
         last = min(part.depth, max(self._caps))
-        draft = self._sheet.draft[last - 1, place[1]]
-        self._drafting.learn(times.draft_ms, float(draft))
+        if self._num_idle == 0:  # else it had to catch up first
+            self._drafting.learn(times.draft_ms, float(self._sheet.draft[last - 1, place[1]]))
         self._drafted.learn(times.rest_ms, float(self._verify_ms(np.array(tree.num_nodes))))
-        whole = replace(part, depth=last) if part.kind == "dynamic" else part
-        filled = (tree.num_nodes - 1) / whole.num_nodes
+        filled = (tree.num_nodes - 1) / self._nodes[last - 1, place[1]]
         self._fill += PROBE_WEIGHT * (filled - self._fill)
         self._acceptance.fade(self._num_idle)
         self._num_idle = 0
-        parents = tree.parents.tolist()
-        scores = [None] * len(parents) if tree.scores is None else tree.scores.tolist()
-        for row, path in enumerate(verdict.paths):
-            nodes = held(parents[row], scores[row], path)
-            self._acceptance.count(row, nodes, place, last, self._caps[row])
+        budgets = needed(tree, verdict.paths, self.grid.num_depths)
+        depths = [min(last, cap) for cap in self._caps]
+        self._acceptance.count(budgets, place, depths, last)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from jakiro.drafters.base import Drafter, DraftRequest
-from jakiro.engine.acceptance import Grid
 from jakiro.engine.costs import Costs
 from jakiro.engine.engine import Engine
 from jakiro.engine.policy import DraftLimits, Fixed
@@ -120,16 +119,16 @@ def measure(
     context = max(1, min(SHORT, target.context_length // 4))
     batches = sorted({1, min(2, max_batch_size), max_batch_size})
     nodes = _spread(plan.num_nodes)
-    grid = Grid.of(plan)
-    depths = sorted({1, (1 + grid.num_depths) // 2, grid.num_depths})
+    depths = _steps(plan.depth)
+    widths = sorted({1, plan.width}) if plan.kind == "dynamic" else [plan.width]
     share = seconds / (2 * len(batches) + 1)
     verify, draft = [], []
     for batch in batches:
         verify.append(_verify(target, drafter, nodes, batch, context, share))
-        places = [plan.limited(d, w, plan.budget) for d in depths for w in grid.widths]
+        places = [plan.limited(d, w, plan.budget) for d in depths for w in widths]
         flat = _draft(target, drafter, plan, places, batch, context, share)
-        width = len(grid.widths)
-        draft.append(tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width)))
+        size = len(widths)
+        draft.append(tuple(tuple(flat[i : i + size]) for i in range(0, len(flat), size)))
     return Costs(
         batches=tuple(batches),
         nodes=tuple(nodes),
@@ -137,9 +136,15 @@ def measure(
         context=context,
         slope_ms=_slope(target, drafter, nodes[-1], context, share),
         depths=tuple(depths),
-        widths=grid.widths,
+        widths=tuple(widths),
         draft_ms=tuple(draft),
     )
+
+
+def _steps(depth: int) -> list[int]:
+    """Depths to measure: the first ones singly, as not every level needs a forward."""
+    steps = {1, 2, 3, 4, *range(6, depth, 4), depth}
+    return sorted(step for step in steps if step <= depth)
 
 
 def _spread(num_nodes: int) -> list[int]:
