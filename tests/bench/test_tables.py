@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from jakiro.bench.suites import Row
 from jakiro.bench.summary import Equality
-from jakiro.bench.tables import HEADINGS, cells, overview, to_markdown
+from jakiro.bench.tables import HEADINGS, cells, controlled, overview, to_markdown
 from tests.bench.support import DRAFTED, UNDRAFTED, cell, report, whole_report
 
 
@@ -61,3 +62,30 @@ def test_every_row_of_a_table_has_the_same_columns() -> None:
     for table in to_markdown(whole_report()).split("\n\n"):
         rows = [line for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows}) <= 1
+
+
+def test_what_chooses_its_tree_is_compared_with_the_best_fixed_one() -> None:
+    """Over both tasks the small tree is the faster one, though not on each of them."""
+    times = {"auto": [[10.0, 20.0], [30.0]], "small": [[9.0, 18.0], [36.0]]}
+    times |= {"large": [[20.0, 20.0], [30.0]], "other": [[1.0, 1.0], [1.0]]}
+    rows = [
+        Row("auto", "jakiro", "auto"),
+        Row("small", "jakiro", "chain:2"),
+        Row("large", "jakiro"),
+    ]
+    rows += [Row("other", "eagle2"), Row("lossy", "jakiro", "chain:2", rule="typical_lossy")]
+    cells = []
+    for place, task in enumerate(("gsm8k", "mine")):
+        own = [replace(DRAFTED, method=name, wall_ms=each[place]) for name, each in times.items()]
+        cells.append(replace(cell(task, 0.0), methods=[UNDRAFTED, *own]))
+    lines = controlled(cells, rows)
+    assert "| auto | 1.75 (1.60 - 1.90) | 1.75 (1.60 - 1.90) |" in lines
+    (ratios,) = [line for line in lines if " of small" in line]
+    found = [entry.strip() for entry in ratios.strip("|").split("|")]
+    assert found[0] == "auto"
+    assert found[1] == "0.90 (0.90 - 0.90) of small"
+    assert found[2] == "1.00 (1.00 - 1.00) of large"
+    assert found[3].startswith("1.05 (0.90 - 1.20) of small")
+    # Nothing is said where nothing chooses, or where times were not kept.
+    assert controlled(cells, rows[1:]) == []
+    assert len(controlled(whole_report().cells[:1], [Row("drafted", "jakiro", "auto")])) == 4

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from jakiro.api import AUTO
 from jakiro.bench.records import read_record
 from jakiro.bench.runner import PLAIN
 from jakiro.errors import ConfigError, DataError, UnknownName
@@ -57,6 +58,11 @@ class Row:
     def __post_init__(self) -> None:
         if self.name in (PLAIN, TRANSFORMERS):
             raise ConfigError(f"the name {self.name!r} is taken; give the row another one")
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether how much is drafted is chosen cycle by cycle."""
+        return self.tree is not None and self.tree.partition(":")[0] == AUTO
 
     @classmethod
     def parse(cls, text: str) -> Row:

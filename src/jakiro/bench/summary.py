@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from itertools import zip_longest
 from statistics import median
@@ -62,6 +62,8 @@ class Summary:
     bound: float | None = None
     """The speedup if a cycle took the forwards of target and drafter and nothing else, measured
     here: τ / (1 + draft cost + extra verify cost), in forwards of plain decoding."""
+    wall_ms: list[float] = field(default_factory=list)
+    """Per batch, in order, the median of its repetitions."""
 
 
 def written(token_ids: Sequence[int]) -> str:
@@ -89,13 +91,13 @@ def total(stats: Sequence[Stats]) -> Stats:
     """Sum of counts and times."""
     summed = Stats()
     for one in stats:
-        for field in fields(Stats):
-            mine, other = getattr(summed, field.name), getattr(one, field.name)
+        for each in fields(Stats):
+            mine, other = getattr(summed, each.name), getattr(one, each.name)
             if isinstance(mine, list):
                 added = [a + b for a, b in zip_longest(mine, other, fillvalue=0)]
             else:
                 added = mine + other
-            setattr(summed, field.name, added)
+            setattr(summed, each.name, added)
     return summed
 
 
@@ -143,6 +145,7 @@ def _summary(
         equality=equality,
         output_sha256=digest(texts),
         bound=_bound(total(list(stats.values())), total(list(_stats_by_request(plain).values()))),
+        wall_ms=_wall_ms(samples),
     )
 
 
@@ -179,6 +182,13 @@ def _speedups(samples: list[Sample], plain: list[Sample]) -> tuple[list[float], 
             ratios.setdefault(sample.requests, []).append(other.wall_ms / sample.wall_ms)
             plain_ms, own_ms = plain_ms + other.wall_ms, own_ms + sample.wall_ms
     return [median(values) for values in ratios.values()], plain_ms / own_ms if own_ms else None
+
+
+def _wall_ms(samples: list[Sample]) -> list[float]:
+    times: dict[tuple[int, ...], list[float]] = {}
+    for sample in samples:
+        times.setdefault(sample.requests, []).append(sample.wall_ms)
+    return [median(times[batch]) for batch in sorted(times)]
 
 
 def _bound(stats: Stats, plain: Stats) -> float | None:

@@ -8,8 +8,9 @@ from statistics import mean
 
 from jakiro.bench.foreign import Foreign
 from jakiro.bench.report import Cell, Report
+from jakiro.bench.rivals import rivalries
 from jakiro.bench.statistics import Ratio, Spread
-from jakiro.bench.suites import TRANSFORMERS
+from jakiro.bench.suites import TRANSFORMERS, Row
 from jakiro.bench.summary import Summary
 
 HEADINGS = (
@@ -62,10 +63,50 @@ def overview(report: Report) -> list[str]:
         headings = ["speedup / τ", *(cell.task for cell in beside), "mean"]
         rows = zip(*(cell.methods for cell in beside), strict=True)
         lines += ["", f"### {condition}", "", *_table(headings, map(_overview_row, rows))]
+        lines += controlled(beside, report.settings.rows)
     if report.not_measured:
         lines += ["", "Not measured:", ""]
         lines += [f"- {name}: {reason}" for name, reason in report.not_measured.items()]
     return lines
+
+
+def controlled(beside: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
+    """Lines on those of ``rows`` that choose their tree as they go: speedups with their intervals,
+    and the time of the best fixed tree as a multiple of theirs, by task and of all tasks."""
+    tasks = [cell.task for cell in beside]
+    names = {row.name for row in rows if row.is_auto}
+    paired = [
+        [each[0].method, *(_speedup(one) for one in each)]
+        for each in zip(*(cell.methods for cell in beside), strict=True)
+        if each[0].method in names
+    ]
+    lines = ["", *_table(["speedup (95%)", *tasks], paired)] if paired else []
+    groups = [
+        {one.method: one for one in rivalries(rows, cells)} for cells in _each_and_all(beside)
+    ]
+    rivals = [
+        [
+            name,
+            *(
+                f"{_interval(group[name].ratio.value, group[name].ratio)} of {group[name].best}"
+                for group in groups
+            ),
+        ]
+        for name in groups[-1]
+        if all(name in group for group in groups)
+    ]
+    if rivals:
+        lines += ["", *_table(["of the best fixed tree (95%)", *tasks, "all tasks"], rivals)]
+    return lines
+
+
+def _each_and_all(cells: Sequence[Cell]) -> list[Sequence[Cell]]:
+    return [*([cell] for cell in cells), cells]
+
+
+def _speedup(summary: Summary) -> str:
+    spread = summary.speedup
+    return _interval(spread.median, spread) if spread else ""
 
 
 def against(cell: Cell, foreign: Sequence[Foreign]) -> list[str]:
@@ -92,7 +133,7 @@ def cells(summary: Summary) -> list[str]:
     return [
         summary.method,
         f"{summary.tokens_per_s:.1f}",
-        _interval(spread.median, spread) if spread else "",
+        _speedup(summary),
         f"{spread.quartile_low:.2f} - {spread.quartile_high:.2f}" if spread else "",
         _interval(summary.tau.value, summary.tau) if summary.tau else "",
         _number(summary.tau_without_loops)

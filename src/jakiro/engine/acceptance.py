@@ -22,7 +22,7 @@ Choice = tuple[int, int]
 """A part of a plan: indices of its depth and budget in the grid."""
 Array = npt.NDArray[np.float64]
 
-MEMORY = 0.995
+MEMORY = 0.99
 """What is left of the counts of all requests after a further offer."""
 ROW_MEMORY = 0.95
 """And of those of one, which may change its subject."""
