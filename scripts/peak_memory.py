@@ -1,6 +1,6 @@
 """Peak memory of the token loss: in chunks through the frozen head, against all logits at once.
 
-    python scripts/peak_memory.py --rows 64 --rows 128 --vocabulary 128256
+    python scripts/peak_memory.py --rows 64 --rows 256 --out docs/benchmarks/token-loss.json
 
 Each form runs in a process of its own, since a process never gives its peak back; what it held
 before the loss is subtracted.
@@ -9,8 +9,10 @@ before the loss is subtracted.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from jakiro.bench.environment import environment
 from jakiro.target.target import Target
 from jakiro.train.losses import _SoftCrossEntropy
 
@@ -56,7 +59,8 @@ def chunked(predicted: Tensor, truth: Tensor, target: Target) -> Tensor:
 
 
 def measure(form: str, rows: int, vocabulary: int, hidden: int) -> None:
-    """Print loss, a gradient norm, and the bytes the loss and its backward added to the peak."""
+    """Print as JSON: loss, a gradient norm, and the bytes that loss and backward added to the
+    peak."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     target = target_of(vocabulary, hidden)
@@ -70,7 +74,8 @@ def measure(form: str, rows: int, vocabulary: int, hidden: int) -> None:
     loss.backward()
     assert predicted.grad is not None
     added = peak_bytes() - before
-    print(f"{loss.item():.6f} {predicted.grad.norm().item():.6e} {added}")
+    found = {"loss": loss.item(), "gradient_norm": predicted.grad.norm().item()}
+    print(json.dumps({"rows": rows, "form": form, **found, "added_bytes": added}))
 
 
 def peak_bytes() -> int:
@@ -87,19 +92,26 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=128256)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--form", choices=FORMS, help="measure one form, in this process")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
     sizes = options.rows or [64, 256]
     if options.form:
         measure(options.form, sizes[0], options.vocabulary, options.hidden)
         return
+    found = []
     print("rows  form     loss       |gradient|    added to the peak")
     for rows in sizes:
         for form in FORMS:
             command = [sys.executable, str(Path(__file__)), "--form", form, "--rows", str(rows)]
             command += ["--vocabulary", str(options.vocabulary), "--hidden", str(options.hidden)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            loss, norm, added = done.stdout.split()
-            print(f"{rows:<5} {form:<8} {loss}  {norm}  {int(added) / 2**20:8.1f} MiB")
+            found.append(one := json.loads(done.stdout))
+            numbers = f"{one['loss']:.6f}  {one['gradient_norm']:.6e}"
+            print(f"{rows:<5} {form:<8} {numbers}  {one['added_bytes'] / 2**20:8.1f} MiB")
+    if options.out:
+        sizes_of = {"vocabulary": options.vocabulary, "hidden": options.hidden}
+        record = {"environment": asdict(environment()), **sizes_of, "measured": found}
+        options.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
