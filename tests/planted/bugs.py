@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jakiro.cache.joint import JointCache
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import Window, attendable
 from jakiro.cache.store import Move, Store
@@ -36,7 +37,7 @@ from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 from jakiro.verify import rejection
 from jakiro.verify.traversal import _State
-from tests.conformance import test_extremes, test_identity, test_in_law
+from tests.conformance import test_definitions, test_extremes, test_identity, test_in_law
 from tests.engine import test_stops
 from tests.verify import test_vectorised
 
@@ -161,6 +162,17 @@ def one_row_short(patch: pytest.MonkeyPatch) -> None:
         self.lengths = [length - (len(path) > 2) for length, path in both]
 
     patch.setattr(KVCache, "commit", commit)
+
+
+def amateur_left_behind(patch: pytest.MonkeyPatch) -> None:
+    """Only the first of two models moves the entries of the accepted path to their places."""
+
+    def commit_paths(self: JointCache, paths: list[list[int]]) -> None:
+        KVCache.commit_paths(self, paths)
+        for cache in self.beside:
+            cache.commit_paths([list(range(len(path))) for path in paths])
+
+    patch.setattr(JointCache, "commit_paths", commit_paths)
 
 
 def eos_uncut(patch: pytest.MonkeyPatch) -> None:
@@ -349,6 +361,12 @@ BUGS = (
     Bug("window by slot", window_by_slot, *identity("greedy", family="mistral")),
     Bug("overlapping gather", overlapping_gather, CACHES, ["jakiro", "llama"]),
     Bug("one row short", one_row_short, CACHES, ["jakiro", "llama"]),
+    Bug(
+        "the amateur left behind",
+        amateur_left_behind,
+        test_definitions.test_all_caches_hold_the_text_and_nothing_else,
+        ["contrastive"],
+    ),
     Bug("EOS uncut", eos_uncut, test_stops.test_eos_cuts_an_accepted_block, [1, 6]),
     Bug("max_new overshoot", max_new_overshoot, test_stops.test_max_new_tokens_is_exact, [9, 4]),
     Bug("stale drafter rows", stale_drafter_rows, CACHES, ["jakiro", "llama"]),
