@@ -3,8 +3,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_ENV ?= build/vllm
 RAY_ENV ?= build/ray
+GUIDELLM_ENV ?= build/guidellm
 
-.PHONY: help setup demo test test-page oldest check planted fuzz compiled bench docs test-vllm bench-vllm test-ray clean
+.PHONY: help setup demo test test-page oldest check planted fuzz compiled bench load load-guidellm docs test-vllm bench-vllm test-ray clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +49,17 @@ fuzz: setup ## random requests to the server, made from its own OpenAPI document
 
 bench: setup ## measure the bundled pair on the shipped prompts
 	$(BIN)/jakiro bench --out runs/bench
+
+load: setup ## 64 streaming clients for two minutes, with drafting and without; nothing may be lost or left
+	$(BIN)/python -m scripts.load --out docs/benchmarks/load.json -- --threads 2 --prefix-mb 64
+
+load-guidellm: setup $(GUIDELLM_ENV)/.installed ## guidellm (own environment) on the server: half a minute with drafting, and without
+	$(BIN)/python -m scripts.guidellm --guidellm $(GUIDELLM_ENV)/bin/guidellm --out docs/benchmarks/guidellm.json -- --threads 2
+
+$(GUIDELLM_ENV)/.installed: scripts/engines/guidellm.txt
+	$(PYTHON) -m venv $(GUIDELLM_ENV)
+	$(GUIDELLM_ENV)/bin/pip install --quiet --disable-pip-version-check -r scripts/engines/guidellm.txt
+	@touch $@
 
 docs: setup ## regenerate the command reference and the benchmark tables
 	$(BIN)/python scripts/docs.py

@@ -5,14 +5,17 @@ tables in ``docs/rules.md`` and ``docs/benchmarks.md``.
 A table stands between ``<!-- table: FILE.json -->`` and ``<!-- end -->``; ``FILE.json`` is the
 report of ``jakiro bench --out``, copied to ``docs/benchmarks``; everything around it is written by
 hand and stays. All cells of the report go to ``FILE.md`` and its chart to ``FILE.png``, beside it.
+That of ``docs/serving.md`` stands after ``<!-- load: FILE.json -->``, a report of ``scripts.load``.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jakiro.tree.shapes import TreePlan
@@ -21,6 +24,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "commands.md"
 METHODS, RULES_PAGE = DOCS / "methods.md", DOCS / "rules.md"
 BENCHMARKS, REPORTS = DOCS / "benchmarks.md", DOCS / "benchmarks"
+SERVING = DOCS / "serving.md"
 WIDTH = 90
 
 INTRODUCTION = """# Commands
@@ -55,6 +59,7 @@ NEEDS = {
     "target": "nothing: a view of the target",
 }
 MATRIX = re.compile(r"(<!-- rules -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+LOAD = re.compile(r"(<!-- load: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 TABLE = re.compile(r"(<!-- table: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -191,6 +196,82 @@ def write_cells(page: str, reports: Path) -> None:
             chart(report, path.with_suffix(".png"))
 
 
+def fill_load(page: str, reports: Path) -> str:
+    """``page`` with every table as the report of its name in ``reports`` says."""
+
+    def table(found: re.Match[str]) -> str:
+        before, name, after = found.groups()
+        path = reports / f"{name}.json"
+        lines = ["Not measured yet."]
+        if path.is_file():
+            report = json.loads(path.read_text("utf-8"))
+            here = f"[JSON]({reports.name}/{name}.json)"
+            lines = [*_load_lines(report), "", f"{_origin(report)} {here}."]
+        return "\n".join([before, *lines, "", after])
+
+    return LOAD.sub(table, page)
+
+
+def _origin(report: dict[str, Any]) -> str:
+    """How a report of load came to be."""
+    place = report["environment"]
+    return (
+        f"`{' '.join(report['command'])}`, {place['num_cores']} cores of {place['cpu']}, commit "
+        f"{place['commit']}; clients and server share the cores."
+    )
+
+
+def _load_lines(report: dict[str, Any]) -> list[str]:
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("answers read whole, left, refused, lost", _ends),
+        ("tokens/s of the answers read whole", lambda own: f"{own['tokens_per_s']:.0f}"),
+        ("τ, mean over answers", lambda own: f"{own['tau']:.2f}"),
+        ("first text, ms (p50, p90, p99)", lambda own: _quantiles(own["first_ms"], 0)),
+        ("per token after it, ms", lambda own: _quantiles(own["per_token_ms"], 1)),
+        ("whole answer, ms", lambda own: _quantiles(own["whole_ms"], 0)),
+        ("memory by quarter of the load, MiB", _memory),
+        ("descriptors, before and after", lambda own: _held(own, "descriptors")),
+        ("threads, before and after", lambda own: _held(own, "threads")),
+        ("afterwards running, waiting, share of the cache", _left),
+        ("SIGTERM: streams finished, told of it, lost; exit code", _ending),
+    ]
+    lines = ["| | drafting | without |", "|---|---|---|"]
+    for name, cell in rows:
+        lines.append(f"| {name} | {cell(report['drafted'])} | {cell(report['plain'])} |")
+    return [
+        *lines,
+        "",
+        f"Throughput {report['speedup']:.2f} times that without drafting; of "
+        f"{report['texts_compared']} answers that both gave, {report['texts_different']} differ.",
+    ]
+
+
+def _ends(own: dict[str, Any]) -> str:
+    return f"{own['finished']}, {own['left']}, {own['refused']}, {len(own['problems'])}"
+
+
+def _quantiles(values: dict[str, float], digits: int) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values.values())
+
+
+def _memory(own: dict[str, Any]) -> str:
+    return ", ".join(f"{value:.0f}" for value in own["memory_mib_by_quarter"])
+
+
+def _held(own: dict[str, Any], name: str) -> str:
+    return f"{own['held']['before'][name]}, {own['held']['after'][name]}"
+
+
+def _left(own: dict[str, Any]) -> str:
+    return ", ".join(f"{value:g}" for value in own["left_in_flight"].values())
+
+
+def _ending(own: dict[str, Any]) -> str:
+    ending = own["sigterm"]
+    counts = (ending[name] for name in ("finished", "told_of_the_end", "lost"))
+    return f"{', '.join(map(str, counts))}; {ending['exit_code']}"
+
+
 if __name__ == "__main__":
     PAGE.write_text(render(), "utf-8")
     METHODS.write_text(methods(), "utf-8")
@@ -198,3 +279,4 @@ if __name__ == "__main__":
     text = BENCHMARKS.read_text("utf-8")
     write_cells(text, REPORTS)
     BENCHMARKS.write_text(fill(text, REPORTS), "utf-8")
+    SERVING.write_text(fill_load(SERVING.read_text("utf-8"), REPORTS), "utf-8")

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation.modes import GenerationMode
 
-from scripts.load import Server
+from scripts.server import Server
 
 NUM_EXAMPLES = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 

@@ -1,12 +1,13 @@
 """Load on a server: many streaming clients, a third of which leave in the middle of an answer.
 
-    python scripts/load.py --seconds 120 --clients 64 --out load.json [-- --target DIR --threads 2]
+    python -m scripts.load --seconds 120 --clients 64 --out load.json [-- --target DIR --threads 2]
 
 Starts ``jakiro serve`` twice in turn, as told behind ``--`` and with ``--drafter none``, and puts
 the same load on both. Every answer that a client waits for must be whole (a reason to end, a usage
-that fits, ``[DONE]``); afterwards nothing may run, wait or hold cache; SIGTERM in the middle of
-streams must end each of them as it should, and the process with code 0. The report says so beside
-latencies and throughput. Exit code 1 if anything was lost.
+that fits, ``[DONE]``); afterwards nothing may run, wait or hold cache, and there must be as many
+file descriptors and threads as before, with the memory steady; SIGTERM in the middle of streams
+must end each of them as it should, and the process with code 0. The report says so beside latencies
+and throughput; clients and server share the machine. Exit code 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ import argparse
 import asyncio
 import json
 import random
-import re
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Awaitable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 
 from jakiro.bench.environment import environment
 from jakiro.bench.workloads import load_tasks, plain_text
 from jakiro.hub.files import replace_files
+from scripts.server import Server
 
 LEAVES = 1 / 3
-START_S, END_S = 120, 60
-GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+WARM_S = 5
+NUM_SAMPLES = 40
+"""Of the memory under load."""
+MAX_GROWTH = 0.05
+"""Of the memory between the second and the last quarter of the load."""
 
 
 @dataclass
@@ -50,75 +51,19 @@ class Seen:
     first_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
     whole_s: list[float] = field(default_factory=list)
+    token_s: list[float] = field(default_factory=list)
+    """Per token after the first part of an answer, one value an answer."""
     tau: list[float] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     """By prompt and seed."""
-
-
-class Server:
-    """``jakiro serve`` in a process of its own, which does not outlive the ``with``."""
-
-    def __init__(self, options: list[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as door:
-            port = door.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        command = "from jakiro.cli.main import run; run()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", command, "serve", "--port", str(port), *options],
-            stderr=subprocess.DEVNULL,
-        )
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def wait(self, headers: dict[str, str] | None = None) -> str:
-        """Until it answers, with its key if it has one; the name of its model."""
-        until = time.monotonic() + START_S
-        while time.monotonic() < until and self._process.poll() is None:
-            try:
-                models: Any = httpx2.get(f"{self.url}/v1/models", headers=headers).json()
-                return str(models["data"][0]["id"])
-            except httpx2.TransportError:
-                time.sleep(0.2)
-        raise SystemExit("the server did not start")
-
-    def gauges(self) -> dict[str, float]:
-        """What is in flight."""
-        text = httpx2.get(f"{self.url}/metrics", timeout=60).text
-        found = re.findall(r"^vllm:(\w+)\{.*\} (\S+)$", text, flags=re.MULTILINE)
-        return {name: float(value) for name, value in found if name in GAUGES}
-
-    def rest(self) -> dict[str, float]:
-        """The gauges once nothing is in flight, or what they are after a minute."""
-        until = time.monotonic() + END_S
-        while any((gauges := self.gauges()).values()) and time.monotonic() < until:
-            time.sleep(0.2)
-        return gauges
-
-    def memory_mib(self) -> float:
-        return float(psutil.Process(self._process.pid).memory_info().rss / 2**20)
-
-    def terminate(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-
-    def exit_code(self) -> int:
-        try:
-            return self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
 
 
 async def answer(
     client: httpx2.AsyncClient, body: dict[str, Any], seen: Seen, leaves_after: int | None
 ) -> None:
     """One request; ``leaves_after`` so many parts its client leaves."""
-    began = last = time.monotonic()
-    text, parts, done, usage = "", 0, None, None
+    began = first = last = time.monotonic()
+    text, parts, done, usage, counts = "", 0, None, None, []
     async with client.stream("POST", "/v1/completions", json=body) as found:
         if found.status_code == 429:
             seen.refused += 1
@@ -137,9 +82,11 @@ async def answer(
             if "error" in event:
                 seen.problems.append(event["error"]["code"])
                 return
-            usage = event["usage"] or usage
+            usage = event["usage"]
+            counts.append(usage["completion_tokens"])
             for choice in event["choices"]:
                 (seen.gaps_s if parts else seen.first_s).append(now - (last if parts else began))
+                first = first if parts else now
                 text, parts, last = text + choice["text"], parts + 1, now
                 done = choice if choice["finish_reason"] else done
             if parts == leaves_after:
@@ -154,6 +101,8 @@ async def answer(
     seen.finished += 1
     seen.tokens += usage["completion_tokens"]
     seen.whole_s.append(time.monotonic() - began)
+    if counts[-1] > counts[0]:
+        seen.token_s.append((last - first) / (counts[-1] - counts[0]))
     seen.tau.append(done["jakiro"]["tau"])
     seen.texts[f"{body['prompt']}\n{body['seed']}"] = text
 
@@ -174,6 +123,23 @@ async def load(url: str, model: str, prompts: list[str], options: argparse.Names
     return seen
 
 
+async def watched(
+    server: Server, loading: Awaitable[Seen], options: argparse.Namespace
+) -> tuple[Seen, list[float]]:
+    """The load, and the memory (MiB) in each quarter of its time, medians."""
+    samples: list[float] = []
+
+    async def sample() -> None:
+        for _ in range(NUM_SAMPLES):
+            await asyncio.sleep(options.seconds / NUM_SAMPLES)
+            samples.append(server.memory_mib())
+
+    seen, _ = await asyncio.gather(loading, sample())
+    quarter = NUM_SAMPLES // 4
+    parts = (samples[place : place + quarter] for place in range(0, NUM_SAMPLES, quarter))
+    return seen, [round(statistics.median(part), 1) for part in parts]
+
+
 def request(model: str, prompt: str, seed: int, num_tokens: int) -> dict[str, Any]:
     """Greedy for even seeds, sampled for odd ones."""
     return {
@@ -183,7 +149,7 @@ def request(model: str, prompt: str, seed: int, num_tokens: int) -> dict[str, An
         "max_tokens": num_tokens,
         "temperature": float(seed % 2),
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
 
 
@@ -220,13 +186,13 @@ def put_under_load(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Warm up, load, rest, end."""
     model = server.wait()
-    warm = argparse.Namespace(**vars(options) | {"seconds": options.seconds / 10})
+    warm = argparse.Namespace(**vars(options) | {"seconds": max(WARM_S, options.seconds / 10)})
     asyncio.run(load(server.url, model, prompts, warm))
-    before, began = server.memory_mib(), time.monotonic()
-    seen = asyncio.run(load(server.url, model, prompts, options))
+    server.rest()
+    before, began = server.held(), time.monotonic()
+    seen, memory = asyncio.run(watched(server, load(server.url, model, prompts, options), options))
     wall_s = time.monotonic() - began
     left = server.rest()
-    after = server.memory_mib()
     record = {
         **{k: v for k, v in asdict(seen).items() if isinstance(v, int)},
         "problems": seen.problems,
@@ -234,10 +200,12 @@ def put_under_load(
         "tokens_per_s": seen.tokens / wall_s,
         "tau": statistics.fmean(seen.tau) if seen.tau else 0.0,
         "first_ms": quantiles(seen.first_s),
+        "per_token_ms": quantiles(seen.token_s),
         "between_parts_ms": quantiles(seen.gaps_s),
         "whole_ms": quantiles(seen.whole_s),
         "left_in_flight": left,
-        "memory_mib": {"before": before, "after": after},
+        "held": {"before": before, "after": server.held()},
+        "memory_mib_by_quarter": memory,
         "sigterm": asyncio.run(end(server, model, prompts)),
     }
     return record, seen.texts
@@ -256,10 +224,13 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 def is_clean(record: dict[str, Any]) -> bool:
     """Nothing was lost and nothing is left."""
-    ending = record["sigterm"]
+    ending, memory = record["sigterm"], record["memory_mib_by_quarter"]
+    before, after = record["held"]["before"], record["held"]["after"]
     return not (
         record["problems"]
         or any(record["left_in_flight"].values())
+        or any(after[name] > before[name] for name in ("descriptors", "threads"))
+        or memory[-1] > memory[1] * (1 + MAX_GROWTH)
         or ending["lost"]
         or ending["exit_code"]
     )
@@ -279,7 +250,7 @@ def main() -> None:
     both = texts.keys() & plain_texts.keys()
     report = {
         "environment": asdict(environment()),
-        "command": ["python", "scripts/load.py", *sys.argv[1:]],
+        "command": ["python", "-m", "scripts.load", *sys.argv[1:]],
         "drafted": drafted,
         "plain": plain,
         "speedup": drafted["tokens_per_s"] / max(plain["tokens_per_s"], 1e-9),

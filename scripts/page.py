@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from scripts.load import Server
+from scripts.server import Server
 
 KEY = "a-key-of-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import jakiro
 from jakiro.cli.main import app
+from jakiro.engine.scheduler import Scheduler
+from jakiro.serve.app import create_app
+from jakiro.serve.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +42,25 @@ def test_the_transformers_way_runs() -> None:
     model.generation_config.max_new_tokens = 16
     found = eval(compile(BLOCKS[1].strip(), "README.md", "eval"), names)
     assert torch.equal(found, model.generate(**inputs, do_sample=False))
+
+
+def test_the_transcripts_are_what_the_server_says() -> None:
+    curl = r"^\$ curl -\w+ localhost:8000(\S+) [^']*'[^']*' -d '([^']*)'[^\n]*\n(.*?)(?=^\$|^```)"
+    found = re.findall(curl, TEXT, flags=re.MULTILINE | re.DOTALL)
+    with TestClient(create_app(Scheduler(jakiro.load("pico")), Settings("pico"))) as client:
+        whole, stream, call = (client.post(path, json=json.loads(body)) for path, body, _ in found)
+    (choice,), (made,) = (answer.json()["choices"] for answer in (whole, call))
+    events = [json.loads(line[6:]) for line in stream.text.split("\n\n") if '"text"' in line]
+    said = [
+        json.dumps(
+            [choice["message"]["content"], choice["finish_reason"], choice["jakiro"]["tau"]],
+            separators=(",", ":"),
+            ensure_ascii=False,
+        ),
+        "\n".join(f'"text": {json.dumps(event["choices"][0]["text"])}' for event in events),
+        json.dumps(made["message"]["tool_calls"][0]["function"], separators=(",", ":")),
+    ]
+    assert [told.strip() for _, _, told in found] == said
 
 
 def test_every_command_and_option_of_the_readme_exists() -> None:

@@ -13,7 +13,9 @@ from scripts.docs import (
     METHODS,
     REPORTS,
     RULES_PAGE,
+    SERVING,
     fill,
+    fill_load,
     fill_rules,
     methods,
     write_cells,
@@ -52,6 +54,12 @@ def test_the_committed_page_of_rules_has_their_contracts() -> None:
     assert fill_rules(page) == page, "a contract changed: run make docs and look at the diff"
     assert page.count("\n- Contract:") == len(RULES)
     assert all(f"\n**`{name}`**" in page for name in RULES)
+
+
+def test_the_committed_page_of_the_server_has_its_load() -> None:
+    page = SERVING.read_text("utf-8")
+    assert fill_load(page, REPORTS) == page, "the report changed: run make docs"
+    assert ("Not measured yet." in page) != (REPORTS / "load.json").is_file()
 
 
 def test_filling_replaces_tables_and_keeps_the_prose(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import jakiro
 from jakiro.engine.engine import Engine
 from jakiro.engine.scheduler import Scheduler
 from jakiro.serve.app import create_app
+from jakiro.serve.logs import JsonLines
 from jakiro.serve.server import Server
 from jakiro.serve.settings import Settings
 from tests.serve.conftest import HELLO, NAME, chat, events
@@ -82,7 +83,9 @@ def engine(model: Any, speaker: Any) -> Engine:
     return jakiro.load(model, "prompt_lookup", tokenizer=speaker)
 
 
-def test_the_official_client(engine: Engine, alone: Engine) -> None:
+def test_the_official_client(
+    engine: Engine, alone: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     (wanted,) = alone.generate([HELLO], jakiro.SamplingParams(max_new_tokens=24))
 
     def visit(url: str) -> None:
@@ -120,7 +123,11 @@ def test_the_official_client(engine: Engine, alone: Engine) -> None:
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
 
-    serving(engine, 0, visit)
+    with caplog.at_level("INFO"):
+        serving(engine, 0, visit)
+    lines = [JsonLines().format(record) for record in caplog.records]
+    assert any("answered" in line for line in lines)
+    assert not any(KEY in line or wanted.text in line for line in lines)
 
 
 def test_who_leaves_is_not_answered_any_more(engine: Engine) -> None:
