@@ -8,6 +8,7 @@ JakiroError
 ├── TargetRefused      the target cannot be driven losslessly; names the reason
 ├── PairMismatch       drafter and target do not belong together
 ├── CheckpointError    a checkpoint is missing, damaged or does not fit its config
+├── DrafterFailed      the process of a drafter failed or ended; names the reason
 ├── RowFailed          one request died (for example of NaN logits); the others go on
 ├── Busy               too many requests wait; says when to come again
 └── Closed             a scheduler that takes no more requests
@@ -51,6 +52,10 @@ class PairMismatch(JakiroError):
 
 class CheckpointError(JakiroError):
     """A checkpoint that is missing, damaged or misshapen."""
+
+
+class DrafterFailed(JakiroError):
+    """A drafter whose own process failed or ended."""
 
 
 class RowFailed(JakiroError):

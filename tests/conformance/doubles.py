@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jakiro.cache.kv_cache import KVCache
+from jakiro.drafters.ahead import Ahead, Guess, Message
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.engine.policy import DraftLimits, Fixed
 from jakiro.target.features import NO_FEATURES, FeatureSpec
@@ -120,6 +122,23 @@ class Scripted(Drafter):
 
     def keep(self, rows: list[int]) -> None:
         self._rows = [self._rows[row] for row in rows]
+
+
+class Beside:
+    """Who writes ahead does so at once, in the process of the test: every draft is ready when it
+    is asked for. Messages are pickled, as on their way to another process."""
+
+    def __init__(self, model: Target, vocab_size: int) -> None:
+        self._ahead = Ahead(model, vocab_size)
+        self._found: dict[int, Guess] = {}
+
+    def send(self, message: Message) -> None:
+        self._ahead.tell(pickle.loads(pickle.dumps(message)))
+        while self._ahead.is_busy:
+            self._found = self._ahead.step()
+
+    def guesses(self) -> dict[int, Guess]:
+        return self._found
 
 
 def chain_tree(chains: list[list[int]]) -> TokenTree:

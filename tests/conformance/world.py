@@ -24,6 +24,7 @@ from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule
+from tests.conformance.doubles import Beside
 from tests.families import FAMILIES, llama_like
 from tests.oracles.plain import Settings, generate
 
@@ -59,7 +60,7 @@ VARIANTS = {
 with the methods of one head: every number of experts from 1 to 5, of contrasts from 0 to 2, every
 kind of branches, and a draft vocabulary."""
 SIZES_OF_ALL = SIZES | {name: SIZES["wide"] | kind for name, kind in VARIANTS.items()}
-SIMILAR = ("eagle1", "jakiro_star", "specdec_pp")
+SIMILAR = ("eagle1", "jakiro_star", "specdec_pp", "pearl")
 """Methods that are another one with another tree, kind of head or end: tested like its variants."""
 NARROW_MODEL = {
     "hidden_size": 16,
@@ -67,6 +68,8 @@ NARROW_MODEL = {
     "max_position_embeddings": 40,
     "vocab_size": 72,
 }
+WITHIN = {"pearl": (Beside,)}
+"""What is given to drafters with a process of their own, to do without it."""
 PROMPT_LENGTHS = (9, 1, 26, 15, 5)
 NUM_NEW = (44, 26, 37, 31, 40)
 """Per row, so that rows of a batch finish in different cycles."""
@@ -211,7 +214,7 @@ def make_drafter(case: str, of: Target) -> Drafter:
         "model_head": lambda: (head(draft_model(of, size), name), draft_model(of, size), of),
         "target": lambda: (of,),
     }
-    drafter: Drafter = entry.load()(*made_of[entry.made_of]())
+    drafter: Drafter = entry.load()(*made_of[entry.made_of](), *WITHIN.get(name, ()))
     return registry.find(outer).load()(drafter) if outer else drafter
 
 

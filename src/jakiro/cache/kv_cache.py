@@ -217,6 +217,10 @@ class KVCache(Cache):
         """The ``num_tokens`` entries last written to ``row`` are committed, in place."""
         self.lengths[row] += num_tokens
 
+    def cut(self, row: int, length: int) -> None:
+        """Of ``row``, entries from ``length`` on are committed no more."""
+        self.lengths[row] = min(self.lengths[row], length)
+
     def commit(self, verdict: Verdict) -> None:
         """Keep the accepted path of the tree last written; see ``commit_paths``."""
         self.commit_paths(verdict.paths)

@@ -82,19 +82,24 @@ class LevelDrafter(Drafter):
     def _feed(self, tree: TokenTree, cache: KVCache, num_known: int) -> TargetOutput:
         """One forward of the model, timed and counted: what it says at the nodes not known yet."""
         began = time.perf_counter()
-        readable = TokenTree(self._readable(tree.tokens), tree.parents, tree.valid)
-        out = self.model.verify(readable, cache, self.reads, num_known)
+        known = TokenTree(readable(self.model, tree.tokens), tree.parents, tree.valid)
+        out = self.model.verify(known, cache, self.reads, num_known)
         self.module_ms += 1e3 * (time.perf_counter() - began)
         self.num_forwards += 1
         return out
 
-    def _readable(self, tokens: Tensor) -> Tensor:
-        """``tokens`` with those the model has no embedding for replaced."""
-        return tokens.where(tokens < self.model.vocab_size, 0)
-
     def _scores(self, logits: Tensor, request: DraftRequest, depth: int) -> Tensor:
         """Log scores [B, K, V] over the target's vocabulary, which may be the longer one."""
-        missing = self._vocab_size - logits.shape[-1]
-        if missing:  # a negative number of rows is cut off
-            logits = F.pad(logits, (0, missing), value=-torch.inf)
-        return request.noise.scores(logits, depth)
+        return request.noise.scores(fitted(logits, self._vocab_size), depth)
+
+
+def readable(model: Target, tokens: Tensor) -> Tensor:
+    """``tokens`` with those that ``model`` has no embedding for replaced."""
+    return tokens.where(tokens < model.vocab_size, 0)
+
+
+def fitted(logits: Tensor, vocab_size: int) -> Tensor:
+    """``logits`` [.., D] over ``vocab_size`` tokens: cut off, or minus infinity for the others."""
+    missing = vocab_size - logits.shape[-1]
+    # A negative number of rows is cut off.
+    return F.pad(logits, (0, missing), value=-torch.inf) if missing else logits

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jakiro.cache.kv_cache import KVRow
 from jakiro.drafters.base import DraftRequest
-from jakiro.drafters.levels import LevelDrafter
+from jakiro.drafters.levels import LevelDrafter, readable
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
 from jakiro.tree.token_tree import TokenTree
@@ -51,7 +51,7 @@ class ModelDrafter(LevelDrafter):
         row = self._cache.admit(known)
         self._pending.append([])
         if len(ids) < self.model.context_length:
-            new = self._readable(torch.tensor(ids[known.length :]))
+            new = readable(self.model, torch.tensor(ids[known.length :]))
             self.model.prefill(new.tolist(), self._cache, row)
             self.num_forwards += 1
 

@@ -129,6 +129,13 @@ ENTRIES = {
             memory="the model and its KV",
         ),
         Entry(
+            "pearl",
+            "jakiro.drafters.pearl:Pearl",
+            "a draft model in a process of its own, which writes while the target verifies",
+            "model",
+            memory="the model twice, and its KV",
+        ),
+        Entry(
             "specdec_pp",
             "jakiro.drafters.specdec_pp:SpecDecPP",
             "a draft model that stops where a head expects a rejection",

@@ -9,8 +9,9 @@ depends on the request and its text only, never on what was drafted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,15 @@ class Sampler:
         self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
         self._counts = torch.zeros(0, vocab_size, device=device)
         self._rewind()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What scores drafts in another process: no texts, and so neither penalties nor processors,
+        which drafts do without."""
+        rows = [replace(row, history=[], processors=()) for row in self._rows]
+        nothing = Sampler(self._vocab_size, self._device).__dict__
+        kept = {name: self.__dict__[name] for name in ("_settings", "_keys", "_lengths")}
+        levels = LevelNoise(self._keys, self._lengths, self._vocab_size)
+        return {**nothing, **kept, "_rows": rows, "_levels": levels}
 
     def check(self, params: SamplingParams) -> None:
         """Raise ``ConfigError`` if ``logit_bias`` names a token outside the vocabulary."""
