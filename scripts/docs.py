@@ -6,6 +6,7 @@ A table stands between ``<!-- table: FILE.json -->`` and ``<!-- end -->``; ``FIL
 report of ``jakiro bench --out``, copied to ``docs/benchmarks``; everything around it is written by
 hand and stays. All cells of the report go to ``FILE.md`` and its chart to ``FILE.png``, beside it.
 That of ``docs/serving.md`` stands after ``<!-- load: FILE.json -->``, a report of ``scripts.load``.
+With ``views`` or ``memory`` in place of ``table`` it is the report of the script of that name.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ promise, and plain decoding (`none`) with the definition is the text that it is 
 definition that is itself `lossy` means to serve a target by something cheaper: drafts change
 nothing of what it says, but it does not say what the target would.
 """
+VIEWED = {
+    "pico": "The bundled target: cost of a drafted token; speedup, T = 0; τ, T = 0 and T = 1",
+    "random": "Random weights: cost of a drafted token, nothing else",
+}
 NEEDS = {
     "nothing": "nothing",
     "head": "training: a head for its target",
@@ -60,6 +66,7 @@ NEEDS = {
 }
 MATRIX = re.compile(r"(<!-- rules -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 LOAD = re.compile(r"(<!-- load: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+SCRIPTS = re.compile(r"(<!-- (views|memory): (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 TABLE = re.compile(r"(<!-- table: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -182,6 +189,65 @@ def _table(reports: Path, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fill_scripts(page: str, reports: Path) -> str:
+    """``page`` with the tables of ``scripts/views.py`` and ``scripts/memory.py`` as the reports of
+    their names in ``reports`` say."""
+
+    def tables(found: re.Match[str]) -> str:
+        before, kind, name, after = found.groups()
+        path = reports / f"{name}.json"
+        if not path.is_file():
+            return f"{before}\nNot measured yet.\n\n{after}"
+        report = json.loads(path.read_text("utf-8"))
+        about = report["about"]
+        lines = [f"`{about['command']}`", ""]
+        lines.append(f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}.")
+        lines += _views(report["rows"]) if kind == "views" else _memory(report["rows"])
+        lines += ["", f"[JSON]({reports.name}/{name}.json)."]
+        return "\n".join([before, *lines, "", after])
+
+    return SCRIPTS.sub(tables, page)
+
+
+def _views(rows: list[dict[str, Any]]) -> list[str]:
+    """Per target a table of contexts by views."""
+    lines = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        own = [row for row in rows if row["target"] == target]
+        names = list(dict.fromkeys(row["view"] for row in own))
+        lines += ["", f"### {VIEWED[target]}", ""]
+        lines += [f"| context | target forward, ms | {' | '.join(names)} |"]
+        lines += [f"|---|---|{'---|' * len(names)}"]
+        for context in dict.fromkeys(row["context"] for row in own):
+            here = {row["view"]: row for row in own if row["context"] == context}
+            whole = median(row["target_ms"] for row in here.values())
+            cells = " | ".join(_view(here[name]) for name in names)
+            lines.append(f"| {context} | {whole:.1f} | {cells} |")
+    return lines
+
+
+def _memory(rows: list[dict[str, Any]]) -> list[str]:
+    """What a process holds more than one that decodes plainly, and what the registry says of it."""
+    from jakiro.drafters.registry import find
+    from jakiro.verify import find as find_rule
+
+    (plain,) = (row["peak"] for row in rows if row["drafter"] == "none")
+    lines = ["", "| drafter | promise | keeps, besides the target | more than plain, MiB |"]
+    lines += ["|---|---|---|---|"]
+    for row in rows:
+        kept = ", and ".join(find(name).memory for name in row["drafter"].split("+"))
+        promise, more = find_rule("match").promise, row["peak"] - plain
+        lines.append(f"| {row['drafter']} | {promise} | {kept} | {more:+.0f} |")
+    return lines
+
+
+def _view(row: dict[str, Any]) -> str:
+    """Cost, and where tokens were drawn speedup and both acceptance lengths."""
+    if "speedup" not in row:
+        return f"{row['ratio']:.2f}"
+    return f"{row['ratio']:.2f}; {row['speedup']:.2f}; {row['tau_0']:.2f}, {row['tau_1']:.2f}"
+
+
 def write_cells(page: str, reports: Path) -> None:
     """The full tables and the chart of every report that ``page`` shows."""
     from jakiro.bench.chart import chart
@@ -278,5 +344,5 @@ if __name__ == "__main__":
     RULES_PAGE.write_text(fill_rules(RULES_PAGE.read_text("utf-8")), "utf-8")
     text = BENCHMARKS.read_text("utf-8")
     write_cells(text, REPORTS)
-    BENCHMARKS.write_text(fill(text, REPORTS), "utf-8")
+    BENCHMARKS.write_text(fill_scripts(fill(text, REPORTS), REPORTS), "utf-8")
     SERVING.write_text(fill_load(SERVING.read_text("utf-8"), REPORTS), "utf-8")

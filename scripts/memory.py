@@ -1,6 +1,7 @@
 """Memory of plain against speculative decoding: the peak of a process, and its growth.
 
     python scripts/memory.py --drafter none --drafter jakiro --drafter suffix_automaton+jakiro
+    python scripts/memory.py --suite methods --requests 40 --out docs/benchmarks/memory.json
 
 Each drafter runs in a process of its own, since a process never gives its peak back. Growth is the
 resident size after all requests, minus that after the first quarter of them, which fills buffers.
@@ -10,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 import jakiro
+from jakiro.bench.suites import load_suite
+from jakiro.hub.machine import cpu_name
 
 
 def peak_bytes() -> int:
@@ -48,6 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--target", default="pico")
     parser.add_argument("--drafter", action="append", help="default: none and jakiro")
+    parser.add_argument("--suite", help="the drafters of a suite of jakiro bench, and none")
+    parser.add_argument("--out", type=Path, help="a report, for scripts/docs.py")
     parser.add_argument("--tree", help="as of jakiro generate")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--max-new-tokens", type=int, default=32)
@@ -56,12 +63,30 @@ def main() -> None:
     if options.here:
         print(json.dumps(measure(options, options.here)))
         return
+    drafters = options.drafter or ["none", "jakiro"]
+    if options.suite:
+        drafters = ["none", *dict.fromkeys(row.drafter for row in load_suite(options.suite).rows)]
+    rows = []
     print("| drafter | peak, MiB | growth, MiB |\n|---|---|---|")
-    for drafter in options.drafter or ["none", "jakiro"]:
+    for drafter in drafters:
         command = [sys.executable, *sys.argv, "--here", drafter]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         print(f"| {drafter} | {found['peak']:.0f} | {found['growth']:+.1f} |", flush=True)
+        rows.append({"drafter": drafter, **found})
+    if options.out is not None:
+        text = json.dumps({"about": about(), "rows": rows}, indent=1) + "\n"
+        options.out.write_text(text, "utf-8")
+
+
+def about() -> dict[str, Any]:
+    """What was run, and where."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
 
 
 if __name__ == "__main__":

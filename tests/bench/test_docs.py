@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scripts.docs import (
     fill,
     fill_load,
     fill_rules,
+    fill_scripts,
     methods,
     write_cells,
 )
@@ -39,7 +41,8 @@ After.
 
 def test_the_committed_page_is_filled() -> None:
     page = BENCHMARKS.read_text("utf-8")
-    assert fill(page, REPORTS) == page, "a report changed: run make docs and look at the diff"
+    filled = fill_scripts(fill(page, REPORTS), REPORTS)
+    assert filled == page, "a report changed: run make docs and look at the diff"
 
 
 def test_the_committed_page_of_methods_is_that_of_the_registries() -> None:
@@ -81,3 +84,29 @@ def test_every_cell_and_the_chart_lie_beside_the_report(tmp_path: Path) -> None:
     write_cells(PAGE, tmp_path)
     assert "### mine, T = 1" in (tmp_path / "mine.md").read_text("utf-8")
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reports_of_scripts_become_tables(tmp_path: Path) -> None:
+    about = {"command": "python scripts/some.py", "cpu": "A CPU", "threads": 2, "torch": "2"}
+    costs = {"target_ms": 9.96, "ratio": 0.5}
+    rows = [
+        {"target": "pico", "context": 128, "view": "a", **costs}
+        | {"tau_0": 4.0, "tau_1": 3.0, "speedup": 1.25},
+        *({"target": "random", "context": 9, "view": view, **costs} for view in "ab"),
+    ]
+    (tmp_path / "v.json").write_text(json.dumps({"about": about, "rows": rows}))
+    held = [("none", 100.0), ("suffix_automaton+token_recycling", 112.4)]
+    peaks = [{"drafter": name, "peak": peak, "growth": 0.0} for name, peak in held]
+    (tmp_path / "m.json").write_text(json.dumps({"about": about, "rows": peaks}))
+    kinds = (("views", "v"), ("memory", "m"), ("views", "none"))
+    page = "".join(
+        f"<!-- {kind}: {name}.json -->\nold\n<!-- end -->\n\nText.\n" for kind, name in kinds
+    )
+    filled = fill_scripts(page, tmp_path)
+    assert "old" not in filled and filled.count("\nText.\n") == 3
+    assert "| 128 | 10.0 | 0.50; 1.25; 4.00, 3.00 |" in filled
+    assert "| context | target forward, ms | a | b |" in filled
+    assert "| 9 | 10.0 | 0.50 | 0.50 |" in filled
+    assert re.search(r"\| suffix_automaton\+token_recycling \| exact \| [^|]* \| \+12 \|", filled)
+    assert "Not measured yet." in filled
+    assert fill_scripts(filled, tmp_path) == filled

@@ -47,8 +47,14 @@ SETTINGS = {
 ROWS = {1: (2, 0, 3), 3: (0, 1, 2, 3)}
 """Batch size and the rows that are asked: always more than fit, so that rows leave and join."""
 SIZES = {
-    "narrow": {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "expert_size": 12},
-    "wide": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "expert_size": 40},
+    "narrow": {
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 8,
+        "expert_size": 12,
+        "exit_layer": 1,
+    },
+    "wide": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "expert_size": 40, "exit_layer": 1},
 }
 """Settings of untrained heads; a method takes those its config has."""
 VARIANTS = {
@@ -181,9 +187,9 @@ def view_cases() -> list[str]:
 
 
 def kinds() -> list[str]:
-    """``drafter_cases`` with, of the views, only the one that remembers something."""
-    views = view_cases()
-    return [case for case in drafter_cases() if case not in views or case == "swift"]
+    """``drafter_cases`` with, of the views, only two that remember something."""
+    views = set(view_cases()) - {"swift", "double_sparsity"}
+    return [case for case in drafter_cases() if case not in views]
 
 
 @cache

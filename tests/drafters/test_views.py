@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import jakiro
 from jakiro.drafters.base import DraftRequest
+from jakiro.drafters.duo_attention import DuoAttention
 from jakiro.drafters.early_exit import EarlyExit
 from jakiro.drafters.fewer_experts import FewerExperts
 from jakiro.drafters.layer_skip import LayerSkip, kept_layers
@@ -17,6 +21,7 @@ from jakiro.drafters.low_bit import LowBit, nested_codes
 from jakiro.drafters.self_drafter import SelfDrafter
 from jakiro.drafters.sparse_kv import SparseKV
 from jakiro.drafters.swift import GOOD_ENOUGH, SetSearch, Swift
+from jakiro.drafters.token_skip import RIDGE, Router, TokenSkip
 from jakiro.errors import ConfigError, TargetRefused
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
@@ -35,6 +40,8 @@ WHOLE: dict[str, Callable[[Target], SelfDrafter]] = {
     "early_exit": lambda target: EarlyExit(target, target.num_layers, confidence=0.0),
     "sparse_kv": lambda target: SparseKV(target, recent=90),
     "fewer_experts": lambda target: FewerExperts(target, top_k=2),
+    "token_skip": lambda target: TokenSkip(target, sparsity=0.0, window=4),
+    "duo_attention": lambda target: DuoAttention(target, share=1.0, recent=2),
 }
 """Every view that leaves nothing out."""
 
@@ -192,6 +199,45 @@ def test_swift_scores_sets_on_the_text_and_takes_the_best() -> None:
     assert int(drafter.search.best.sum()) == 2
 
 
+def test_tokens_leave_out_the_mlps_that_a_plain_fit_expects_to_change_them_least() -> None:
+    """Fitted by numpy to what hooks see of the model, then every token on its own."""
+    model = llama_like("Llama", num_hidden_layers=4)()
+    target = Target(model)
+    drafter = TokenSkip(target, sparsity=0.5, window=8)
+    text, count = IDS * 2, 8
+    cache = filled(target, [text])
+    drafter.begin(text, None)
+    root = torch.tensor([4])
+    request = DraftRequest(root, [len(text)], [2], TreePlan.chain(2), PlainScores(), cache=cache)
+    drafted = drafter.draft(request).tokens[0, 1:].tolist()
+    seen = mlps_of(model, text)
+    known = []
+    for number, (size, given, out) in enumerate(seen):
+        below = 0 * size if not number else known[-1][2]
+        mean = given[-count:].mean(0)
+        like = (given @ mean) / (np.linalg.norm(given, axis=-1) * np.linalg.norm(mean))
+        factors = np.stack([np.ones_like(size), np.log(size), below, like], -1)
+        change = np.linalg.norm(out, axis=-1) / size
+        ridge = factors[-count:].T @ factors[-count:] + RIDGE * np.eye(4)
+        weights = np.linalg.solve(ridge, factors[-count:].T @ change[-count:])
+        known.append((mean, weights, change, (factors @ weights)[-count:]))
+    threshold = np.quantile(np.concatenate([one[3] for one in known]), 0.5)
+    assert drafter._view.routers[0].threshold == pytest.approx(threshold, rel=1e-6)
+    for router, (mean, weights, *_) in zip(drafter._view.routers, known, strict=True):
+        np.testing.assert_allclose(router.mean.numpy(), mean, rtol=1e-6)
+        np.testing.assert_allclose(router.weights.numpy(), weights, rtol=1e-5)
+    assert len(drafted) == 2
+    every = Router(torch.ones(32).double(), torch.zeros(4).double(), 1.0)
+    drafter._view.routers = [every] * 3
+    muted = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in muted.model.layers[1:]:
+            layer.mlp.down_proj.weight.zero_()
+        expected = muted(torch.tensor([IDS])).logits
+        found = drafter.model.forward(torch.tensor([IDS]), torch.arange(len(IDS))[None], None)
+    torch.testing.assert_close(found.logits, expected)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -209,6 +255,33 @@ def test_swift_scores_sets_on_the_text_and_takes_the_best() -> None:
 def test_what_cannot_be_is_refused(make: Callable[[], object], reason: str) -> None:
     with pytest.raises((ConfigError, TargetRefused), match=reason):
         make()
+
+
+def mlps_of(model: Any, text: list[int]) -> list[tuple[Any, Any, Any]]:
+    """Per layer above the first, as numpy: size of the stream that enters it [T], what its MLP is
+    given and what it adds [T, H]."""
+    found, hooks = [], []
+    streams: dict[int, Any] = {}
+
+    def note(index: int) -> Callable[..., None]:
+        return lambda _, given: streams.update({index: given[0]})
+
+    def record(index: int) -> Callable[..., None]:
+        def seen(_: Any, given: Any, out: Any) -> None:
+            size = streams[index][0].norm(dim=-1)
+            found.append(tuple(each.numpy() for each in (size, given[0][0], out[0])))
+
+        return seen
+
+    for index, layer in enumerate(model.model.layers):
+        hooks.append(layer.register_forward_pre_hook(note(index)))
+        if index:
+            hooks.append(layer.mlp.register_forward_hook(record(index)))
+    with torch.no_grad():
+        model(torch.tensor([text]))
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def test_a_function_of_the_target_is_a_drafter() -> None:

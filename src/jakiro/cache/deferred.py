@@ -44,6 +44,20 @@ def attending(cache: Cache) -> Iterator[None]:
         _active.reset(token)
 
 
+def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """[B, heads, N, d] by the kernel, from queries [B, heads, N, d] over keys and values
+    [B, kv_heads, S, d]; ``mask`` None: all is seen."""
+    is_grouped = queries.shape[1] != keys.shape[1]
+    if is_grouped and queries.device.type != "cpu":
+        # Kernels of GPUs that take a mask take no groups.
+        groups = queries.shape[1] // keys.shape[1]
+        keys, values = (each.repeat_interleave(groups, 1) for each in (keys, values))
+        is_grouped = False
+    return F.scaled_dot_product_attention(
+        queries, keys, values, mask, scale=scale, enable_gqa=is_grouped
+    )
+
+
 # A graph of CUDA would replay one moment's slots for ever, so it has to stop here.
 @torch.library.custom_op("jakiro::attend", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def attend(
@@ -52,16 +66,7 @@ def attend(
     """[B, N, heads, d] from queries [B, heads, N, d] and new keys and values [B, kv_heads, N, d] of
     one layer, under an additive mask [B, 1, N, S]."""
     keys, values = _active.get().update(keys, values, layer)
-    is_grouped = queries.shape[1] != keys.shape[1]
-    if is_grouped and queries.device.type != "cpu":
-        # Kernels of GPUs that take a mask take no groups.
-        groups = queries.shape[1] // keys.shape[1]
-        keys, values = (each.repeat_interleave(groups, 1) for each in (keys, values))
-        is_grouped = False
-    mixed = F.scaled_dot_product_attention(
-        queries, keys, values, mask, scale=scale, enable_gqa=is_grouped
-    )
-    return mixed.transpose(1, 2).contiguous()
+    return mix(queries, keys, values, mask, scale).transpose(1, 2).contiguous()
 
 
 @attend.register_fake

@@ -12,32 +12,46 @@ from transformers.cache_utils import Cache
 from jakiro.cache.kv_cache import KVCache
 
 
-class Excerpt(Cache):
-    """Shows of each aimed row of ``cache`` its first ``num_first`` slots, and ``num_last`` slots up
-    to the last one it writes in this forward. Both together must not be more than any row has.
+class Edges:
+    """Of rows of entries their first ``num_first`` slots, and ``num_last`` slots up to ``ends``.
+    Both together must not be more than any row has."""
 
-    ``cache`` must be aimed before, and masks must be of ``slots``.
-    """
-
-    def __init__(self, cache: KVCache, ends: list[int], num_first: int, num_last: int) -> None:
-        super().__init__(layers=cache.layers)
-        self._cache = cache
+    def __init__(self, ends: list[int], num_first: int, num_last: int) -> None:
         self._num_first, self._num_last = num_first, num_last
         self._end = ends[0] if min(ends) == max(ends) else None
         last = torch.tensor(ends)[:, None] - num_last + torch.arange(num_last)
         self.slots = torch.cat([torch.arange(num_first).expand(len(ends), -1), last], 1)
         """[B, K] int64: the slots that are seen, ascending."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """As ``KVCache.update``, but returns the chosen slots [B, kv_heads, K, dim]."""
-        keys, values = self._cache.update(key_states, value_states, layer_idx)
-        return self._chosen(keys), self._chosen(values)
-
-    def _chosen(self, entries: Tensor) -> Tensor:
+    def of(self, entries: Tensor) -> Tensor:
+        """The chosen slots [B, heads, K, dim] of ``entries`` [B, heads, S, dim]."""
         if self._end is not None:  # two blocks, the same in every row
             last = entries[:, :, self._end - self._num_last : self._end]
             return torch.cat([entries[:, :, : self._num_first], last], 2)
         index = self.slots.to(entries.device)[:, None, :, None]
         return entries.gather(2, index.expand(-1, entries.shape[1], -1, entries.shape[3]))
+
+    def of_mask(self, mask: Tensor) -> Tensor:
+        """The columns [B, .., K] of a mask [B, .., S]."""
+        shape = (len(self.slots), *[1] * (mask.ndim - 2), -1)
+        return mask.gather(-1, self.slots.to(mask.device).view(shape).expand(*mask.shape[:-1], -1))
+
+
+class Excerpt(Cache):
+    """Shows of each aimed row of ``cache`` the ``Edges`` alone: its first ``num_first`` slots, and
+    ``num_last`` slots up to the last one it writes in this forward.
+
+    ``cache`` must be aimed before, and masks must be of ``edges``.
+    """
+
+    def __init__(self, cache: KVCache, ends: list[int], num_first: int, num_last: int) -> None:
+        super().__init__(layers=cache.layers)
+        self._cache = cache
+        self.edges = Edges(ends, num_first, num_last)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As ``KVCache.update``, but returns the chosen slots [B, kv_heads, K, dim]."""
+        keys, values = self._cache.update(key_states, value_states, layer_idx)
+        return self.edges.of(keys), self.edges.of(values)

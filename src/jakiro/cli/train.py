@@ -95,7 +95,7 @@ def train(
     tree_nodes: Annotated[
         int, typer.Option(help="one-shot heads: nodes of the tree that the checkpoint recommends.")
     ] = 63,
-    layers: Annotated[int, typer.Option(help="draft model: layers.")] = 2,
+    layers: Annotated[int, typer.Option(help="draft model: layers; early exit: layers below.")] = 2,
     hidden_size: Annotated[
         int | None, typer.Option(help="draft model: width (default: the target's).")
     ] = None,

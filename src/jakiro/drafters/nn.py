@@ -108,8 +108,30 @@ class KeyValues(Protocol):
         """Write rows [B, kv_heads, N, d]; return all that may be attended, [B, kv_heads, S, d]."""
 
 
-class _Attention(nn.Module):
-    def __init__(self, config: HeadConfig) -> None:
+class AttentionSizes(Protocol):
+    """What an attention and its norms are built from."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def rope_theta(self) -> float: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions and grouped heads. From states [B, N, H] at positions
+    [B, N], under a mask [B, 1, N, S], additive or boolean, to [B, N, H]."""
+
+    def __init__(self, config: AttentionSizes) -> None:
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
         self.head_dim = dim
@@ -154,8 +176,10 @@ class _Attention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))  # type: ignore[no-any-return]
 
 
-class _RMSNorm(nn.Module):
-    def __init__(self, config: HeadConfig) -> None:
+class RMSNorm(nn.Module):
+    """Over the last dimension, with a weight."""
+
+    def __init__(self, config: AttentionSizes) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.hidden_size))
         self.eps = config.rms_norm_eps
@@ -168,8 +192,8 @@ class _RMSNorm(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
-        self.self_attn = _Attention(config)
-        self.post_attention_layernorm = _RMSNorm(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config)
         sizes = (config.hidden_size, config.expert_size)
         if config.num_experts == 1:
             self.mlp = EXPERTS[config.activation](*sizes)

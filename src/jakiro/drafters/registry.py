@@ -121,6 +121,15 @@ ENTRIES = {
             memory="the heads",
         ),
         Entry(
+            "kangaroo",
+            "jakiro.drafters.kangaroo:Kangaroo",
+            "the first layers of the target under a trained adapter, as long as it is sure",
+            "head",
+            HeadPaths("jakiro.drafters.kangaroo:AdapterConfig", "jakiro.drafters.kangaroo:Adapter"),
+            "jakiro.train.kangaroo:AdapterLearner",
+            memory="the adapter and one layer's KV",
+        ),
+        Entry(
             "draft_model",
             "jakiro.drafters.draft_model:DraftModel",
             "a small language model of the same tokenizer",
@@ -184,9 +193,25 @@ ENTRIES = {
         _view(
             "swift", "Swift", "the target without the layers that a search while it runs leaves out"
         ),
+        _view(
+            "token_skip",
+            "TokenSkip",
+            "the target without the MLPs that are expected to change a token little",
+        ),
         _view("early_exit", "EarlyExit", "the first half of the target, as long as it is sure"),
         _view(
             "sparse_kv", "SparseKV", "the target on the first and last tokens, for long contexts"
+        ),
+        _view(
+            "duo_attention",
+            "DuoAttention",
+            "the target with most of the text in half of its heads, for long contexts",
+        ),
+        _view(
+            "double_sparsity",
+            "DoubleSparsity",
+            "the target on the tokens that a few channels of their keys promise, for long contexts",
+            memory="an eighth of the keys",
         ),
         _view(
             "low_bit",

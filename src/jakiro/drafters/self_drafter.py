@@ -48,3 +48,21 @@ class SelfDrafter(LevelDrafter):
 
     def keep(self, rows: list[int]) -> None:
         """The rows are those of the target's cache."""
+
+
+class Reader(SelfDrafter):
+    """A self-drafter that remembers, of every row, the text without its root."""
+
+    def __init__(self, view: Target, confidence: float = 0.0) -> None:
+        super().__init__(view, confidence)
+        self.texts: list[list[int]] = []
+
+    def begin(self, ids: list[int], features: Tensor | None) -> None:
+        self.texts.append(list(ids))
+
+    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
+        for row, path in enumerate(verdict.paths):
+            self.texts[row] += tree.tokens[row, path].tolist()
+
+    def keep(self, rows: list[int]) -> None:
+        self.texts = [self.texts[row] for row in rows]

@@ -9,11 +9,11 @@ from jakiro.cache.excerpt import Excerpt
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import additive, positions, tree_mask
 from jakiro.drafters.self_drafter import SelfDrafter
-from jakiro.errors import ConfigError, TargetRefused
+from jakiro.errors import ConfigError
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
-from jakiro.target.view import View, name_of
+from jakiro.target.view import View, check_masks
 from jakiro.tree.token_tree import TokenTree
 
 MOST_RECENT = 256
@@ -34,11 +34,7 @@ class SparseKV(SelfDrafter):
             raise ConfigError(
                 f"sinks must be at least 0 and recent at least 1, got {sinks} and {recent}"
             )
-        if target.route != "mask":
-            raise TargetRefused(
-                f"{name_of(target)} takes no masks of ours, which sparse attention needs (its "
-                f"route is {target.route}); use another drafter"
-            )
+        check_masks(target)
         super().__init__(_Sparse(target, sinks, recent))
 
 
@@ -62,12 +58,10 @@ class _Sparse(View):
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
         ends = [length + tree.num_nodes for length in starts]
         excerpt = Excerpt(cache, ends, self._sinks, self._recent + tree.num_nodes)
-        slots = excerpt.slots.to(self.device)[:, None]
         masks = {}
         for name, window in self.windows.items():
             mask = tree_mask(tree, starts, span, window)[:, num_known:]
-            seen = mask.gather(2, slots.expand(-1, mask.shape[1], -1))
-            masks[name] = additive(seen, self.dtype)
+            masks[name] = additive(excerpt.edges.of_mask(mask), self.dtype)
         where = positions(tree, starts)[:, num_known:].clamp_max(self.context_length - 1)
         mask_of_all = masks if len(masks) > 1 else next(iter(masks.values()))
         return self.forward(tree.tokens[:, num_known:], where, mask_of_all, excerpt, needs)

@@ -8,20 +8,18 @@ from torch import Tensor
 
 from jakiro.cache.kv_cache import KVCache
 from jakiro.drafters.base import DraftRequest
-from jakiro.drafters.self_drafter import SelfDrafter
+from jakiro.drafters.self_drafter import Reader
 from jakiro.errors import ConfigError
-from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
 from jakiro.target.view import Gates
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict
 
 BAYES_INTERVAL, CANDIDATES, KAPPA, MOST_OBSERVED = 25, 256, 2.5, 300
 GOOD_ENOUGH, PATIENCE, MOST_TRIALS = 0.95, 300, 1000
 
 
-class Swift(SelfDrafter):
+class Swift(Reader):
     """Drafts without ``skip_ratio`` of the attention and MLP layers between the first and the last
     layer, up to a token less likely than ``confidence``.
 
@@ -48,24 +46,19 @@ class Swift(SelfDrafter):
         self.search.is_over |= target.route != "mask"
         self._window = window
         self._prompt_lengths: list[int] = []
-        self._texts: list[list[int]] = []
         self._close(self.search.best)
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
+        super().begin(ids, features)
         self._prompt_lengths.append(len(ids))
-        self._texts.append(list(ids))
 
     def draft(self, request: DraftRequest) -> TokenTree:
         if not self.search.is_over and request.cache is not None:
             self._try_one(request.roots.tolist(), request.cache)
         return super().draft(request)
 
-    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
-        for row, path in enumerate(verdict.paths):
-            self._texts[row] += tree.tokens[row, path].tolist()
-
     def keep(self, rows: list[int]) -> None:
-        self._texts = [self._texts[row] for row in rows]
+        super().keep(rows)
         self._prompt_lengths = [self._prompt_lengths[row] for row in rows]
 
     def _close(self, chosen: Tensor) -> None:
@@ -73,14 +66,14 @@ class Swift(SelfDrafter):
 
     def _try_one(self, roots: list[int], cache: KVCache) -> None:
         """Score the next set on the first row with enough new text, and take it if it is best."""
-        texts = zip(self._texts, self._prompt_lengths, strict=True)
+        texts = zip(self.texts, self._prompt_lengths, strict=True)
         ready = [row for row, (text, start) in enumerate(texts) if len(text) - start > self._window]
         if not ready:
             return
         row = ready[0]
         chosen = self.search.propose()
         self._close(chosen)
-        fed = self._texts[row][-self._window :]
+        fed = self.texts[row][-self._window :]
         said = self._gates.view.replay(fed, cache, row).argmax(-1).cpu()
         self.num_forwards += 1
         score = (said == torch.tensor([*fed[1:], roots[row]])).double().mean()

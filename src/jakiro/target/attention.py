@@ -24,7 +24,7 @@ from jakiro.target.modules import Change
 GROUPED, DEFERRED = "jakiro_grouped", "jakiro_deferred"
 
 
-def _grouped(
+def attend_grouped(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -59,7 +59,7 @@ def _deferred(
     return attend(query, key, value, attention_mask, module.layer_idx, scale), None
 
 
-AttentionInterface.register(GROUPED, _grouped)
+AttentionInterface.register(GROUPED, attend_grouped)
 AttentionMaskInterface.register(GROUPED, sdpa_mask)
 AttentionInterface.register(DEFERRED, _deferred)
 

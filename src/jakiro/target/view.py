@@ -91,12 +91,12 @@ class View(Target):
 class Gates:
     """Parts of a model that can be closed and opened between forwards: whole layers, and in them
     attention and MLP, which then add nothing to the residual stream. ``layers[i]`` names the parts
-    of layer i (the layer itself where they cannot be told apart). Raises ``TargetRefused``."""
+    of layer i (the layer itself where they cannot be told apart). ``more``: what else is changed.
+    Raises ``TargetRefused``."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, more: Changes | None = None) -> None:
         names = layer_names(target)
-        modules = dict(target.model.named_modules())
-        self.layers = [_parts(name, modules[name]) for name in names]
+        self.layers = layer_parts(target)
         self._closed: frozenset[str] = frozenset()
         changes = {name: self._gate(name, lambda hidden: hidden) for name in names}
         for parts in self.layers:
@@ -105,7 +105,7 @@ class Gates:
                 changes[attention] = self._gate(attention, lambda x: (torch.zeros_like(x), None))
                 changes[mlp] = self._gate(mlp, torch.zeros_like)
         self._names = names
-        self.view = View(target, changes)
+        self.view = View(target, changes | dict(more or {}))
 
     def close(self, parts: set[str]) -> None:
         """Close exactly ``parts``; a layer all of whose parts are closed is not entered."""
@@ -137,6 +137,27 @@ def name_of(target: Target) -> str:
     return f"{type(target.model).__name__} ({target.config.model_type})"
 
 
+def headless(target: Target) -> Changes:
+    """The change after which a view has no head: its logits are what would go into it. For those
+    who read its features only."""
+    head = target.model.get_output_embeddings()
+    names = [name for name, module in target.model.named_modules() if module is head]
+
+    def change(module: nn.Module) -> None:
+        module.__dict__["forward"] = lambda states: states
+
+    return dict.fromkeys(names, change)
+
+
+def check_masks(target: Target) -> None:
+    """Raise ``TargetRefused`` unless the target takes masks of ours."""
+    if target.route != "mask":
+        raise TargetRefused(
+            f"{name_of(target)} takes no masks of ours, which sparse attention needs (its route is "
+            f"{target.route}); use another drafter"
+        )
+
+
 def layer_names(target: Target) -> list[str]:
     """Names of the decoder layers, in order. Raises ``TargetRefused``."""
     for name, module in target.model.named_modules():
@@ -147,6 +168,13 @@ def layer_names(target: Target) -> list[str]:
         "left out; llama, qwen, mistral, gemma, phi, gpt2, gpt_neox and their like do. Use another "
         "drafter, for example prompt_lookup"
     )
+
+
+def layer_parts(target: Target) -> list[tuple[str, ...]]:
+    """Per layer the names of its attention and its MLP, or its own where they cannot be told apart.
+    Raises ``TargetRefused``."""
+    modules = dict(target.model.named_modules())
+    return [_parts(name, modules[name]) for name in layer_names(target)]
 
 
 def _parts(name: str, layer: nn.Module) -> tuple[str, ...]:

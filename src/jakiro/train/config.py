@@ -88,7 +88,8 @@ class OneShotOptions:
 @dataclass(frozen=True)
 class ModelOptions:
     """Of a draft model: layers, and its widths (None: those of the target). Whatever then has the
-    name and shape of a tensor of the target starts as a copy of it."""
+    name and shape of a tensor of the target starts as a copy of it. Of an early exit: how many
+    layers of the target lie below it."""
 
     num_layers: int = 2
     hidden_size: int | None = None

@@ -1,61 +1,35 @@
-"""Distilling a small model of the target's family from the target (DistillSpec, arXiv 2310.08461):
-forward KL between their next-token distributions, on text the target should have written."""
+"""Distilling a small model of the target's family (DistillSpec, arXiv 2310.08461)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from jakiro.errors import ConfigError
 from jakiro.hub.models import load_tokenizer, save_model
 from jakiro.target.families import head_transform
-from jakiro.target.features import LAST_FEATURE
 from jakiro.target.target import Target
-from jakiro.train.config import ModelOptions, TrainConfig
-from jakiro.train.evaluate import chain_levels
-from jakiro.train.frozen import chunk_rows, frozen_head
-from jakiro.train.learner import Learner, Outcome, Tally
-from jakiro.train.samples import Batch
-
-_DEPTH = 6
-"""Levels of the chains that are judged."""
+from jakiro.train.config import ModelOptions
+from jakiro.train.distillation import Distiller, Student
+from jakiro.train.frozen import frozen_head
 
 
-class _Student(nn.Module):
-    """The small model with its loss; logits of a large vocabulary live for a chunk of rows only."""
+class _Student(Student):
+    """The small model. It reads the token ids [B, T]."""
 
     def __init__(self, model: PreTrainedModel, teacher: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
+        super().__init__(teacher)
         self.model: Any = model
-        self._teacher = teacher
         self._transform = head_transform(model.config)
 
-    def forward(
-        self, ids: Tensor, features: Tensor, places: Tensor, recompute: bool
-    ) -> tuple[Tensor, Tensor]:
-        """At ``places`` [M] of the flattened ``ids`` [B, T], where the target has ``features``
-        [M, H]: divergence from the target, and whether the likeliest token is the same, each [M].
-        """
-        run = partial(recomputed, self._states, use_reentrant=False) if recompute else self._states
-        states = run(ids).flatten(0, 1)[places]
-        size = chunk_rows(ids.device, self.model.config.vocab_size)
-        parts = [
-            recomputed(self._measure, *part, use_reentrant=False)
-            for part in zip(states.split(size), features.split(size), strict=True)
-        ]
-        divergences, hits = zip(*parts, strict=True)
-        return torch.cat(divergences), torch.cat(hits)
-
-    def _states(self, ids: Tensor) -> Tensor:
+    def states(self, ids: Tensor) -> Tensor:
         """Last states [B, T, H], normed as the head wants them."""
         where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         out = self.model(
@@ -68,60 +42,24 @@ class _Student(nn.Module):
         states: Tensor = out.hidden_states[-1]
         return states
 
-    def _measure(self, states: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        mine = self._transform(self.model.get_output_embeddings()(states)).float()
-        with torch.no_grad():
-            theirs = self._teacher(features).float()
-        wanted = theirs.log_softmax(-1)
-        divergence = (wanted.exp() * (wanted - mine.log_softmax(-1))).sum(-1)
-        return divergence, mine.argmax(-1) == theirs.argmax(-1)
+    def logits(self, states: Tensor) -> Tensor:
+        return self._transform(self.model.get_output_embeddings()(states))
 
 
-class Distillation(Learner):
+class Distillation(Distiller):
     """A student of a few layers, which the target teaches."""
 
     module: _Student
 
-    def __init__(self, target: Target, config: TrainConfig) -> None:
-        target.check_features()
-        super().__init__(target, config)
-
     def build(self) -> _Student:
         model = small_model(self.target, self.config.model)
         return _Student(model, frozen_head(self.target))
-
-    def counts(self, batch: Batch) -> Tensor:
-        return batch.carries_loss[:, 1:].sum().double()[None]
-
-    def loss(self, batch: Batch, totals: Tensor, seed: int) -> Outcome:
-        divergences, tally = self._measured(batch)
-        return Outcome(divergences.sum() / totals[0].to(divergences).clamp_min(1), tally)
-
-    def judge(self, batch: Batch) -> Tally:
-        return self._measured(batch)[1]
 
     def save(self, module: nn.Module, directory: Path, notes: Mapping[str, Any]) -> None:
         assert isinstance(module, _Student)
         source = self.target.model.name_or_path
         tokenizer = load_tokenizer(source) if source else None
         save_model(module.model, directory, tokenizer, notes)
-
-    def _measured(self, batch: Batch) -> tuple[Tensor, Tally]:
-        """The divergence wherever the next token carries loss, and what to report of it."""
-        ids, lengths = batch.ids.to(self.target.device), batch.lengths.to(self.target.device)
-        judged = torch.zeros_like(ids, dtype=torch.bool)
-        judged[:, :-1] = batch.carries_loss[:, 1:].to(ids.device)
-        places = judged.flatten().nonzero()[:, 0]
-        features = self.target.features(ids, lengths, LAST_FEATURE).flatten(0, 1)[places]
-        divergences, hits = self.module(ids, features, places, self.recompute)
-        hit = torch.zeros_like(judged)
-        hit.view(-1)[places] = hits
-        count = judged.sum().float()
-        return divergences, {
-            "divergence": torch.stack([divergences.detach().sum(), count])[:, None],
-            "accuracy": torch.stack([hit.sum().float(), count])[:, None],
-            "alpha": chain_levels([hit] * _DEPTH, [judged] * _DEPTH),
-        }
 
 
 def small_model(target: Target, options: ModelOptions) -> PreTrainedModel:
