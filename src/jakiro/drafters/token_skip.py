@@ -93,7 +93,8 @@ class RoutedView(View):
         self.routers: list[Router] = []
         self._seen: list[Seen] | None = None
         self._stream = self._below = torch.empty(0)
-        changes = {name.rpartition(".")[0]: self._enter for _, name in parts[1:]}
+        changes: dict[str, Callable[[nn.Module], None]] = {}
+        changes |= {name.rpartition(".")[0]: self._enter for _, name in parts[1:]}
         for number, (_, mlp) in enumerate(parts[1:]):
             changes[mlp] = self._routed(number)
         super().__init__(target, changes)
