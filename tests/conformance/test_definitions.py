@@ -177,11 +177,11 @@ def test_every_law_is_met_in_every_setting_and_batch() -> None:
     assert met == {(law, batch, setting) for law in LAWS for batch in ROWS for setting in SETTINGS}
 
 
-@pytest.mark.parametrize("name", ["contrastive", "lol"])
-def test_all_caches_hold_the_text_and_nothing_else(name: str) -> None:
-    """That of each source, after every cycle of a batch whose rows come and go."""
-    own, rows = target(name), ROWS[3]
-    texts = [[*world.prompt(row), *truth(name, "sampled", row)] for row in rows]
+def test_all_caches_hold_the_text_and_nothing_else() -> None:
+    """That of each of three sources, one with words before it, after every cycle of a batch whose
+    rows come and go."""
+    own, rows = target("lol"), ROWS[3]
+    texts = [[*world.prompt(row), *truth("lol", "sampled", row)] for row in rows]
     drafter = Guided(world.make_drafter("prompt_lookup", own), texts)
     engine = world.make_engine(own, drafter, world.TREES["dynamic"], max_batch_size=2)
     requests = [engine.submit(list(world.prompt(row)), params("sampled", row)) for row in rows]
@@ -250,11 +250,11 @@ def test_at_the_extremes_one_model_writes_alone(text: str, is_large: int) -> Non
 def test_both_caches_after_many_switches() -> None:
     """What each model has read, and what it has missed, is the text; a prompt comes in parts."""
     own = switching("ead:threshold=2.1,window=1,stay=1", amateur())
-    texts = [[*world.prompt(2), *[0] * 40]]
+    texts = [[*world.prompt(2), *[0] * 30]]
     drafter = Guided(world.make_drafter("prompt_lookup", own), texts)
     engine = world.make_engine(own, drafter, world.TREES["dynamic"], max_batch_size=1)
     engine.limits = Limits(1, prefill_chunk=4)
-    request = engine.submit(list(world.prompt(2)), SamplingParams(seed=4, max_new_tokens=40))
+    request = engine.submit(list(world.prompt(2)), SamplingParams(seed=4, max_new_tokens=30))
     turns = []
     while engine.step():
         for text in engine._batch.cache.texts:  # type: ignore[attr-defined]
@@ -266,7 +266,7 @@ def test_both_caches_after_many_switches() -> None:
                 if cut:
                     read = reader.source.readable(whole[:cut])
                     assert_cache_is_fresh(reader.cache, 0, reader.source.model, read)
-    assert sum(a != b for a, b in pairwise(turns)) > 10
+    assert sum(a != b for a, b in pairwise(turns)) > 8
 
 
 def test_what_switching_refuses() -> None:

@@ -365,7 +365,7 @@ BUGS = (
         "the amateur left behind",
         amateur_left_behind,
         test_definitions.test_all_caches_hold_the_text_and_nothing_else,
-        ["contrastive"],
+        [],
     ),
     Bug("EOS uncut", eos_uncut, test_stops.test_eos_cuts_an_accepted_block, [1, 6]),
     Bug("max_new overshoot", max_new_overshoot, test_stops.test_max_new_tokens_is_exact, [9, 4]),
