@@ -295,7 +295,7 @@ def _load_lines(report: dict[str, Any]) -> list[str]:
         ("first text, ms (p50, p90, p99)", lambda own: _quantiles(own["first_ms"], 0)),
         ("per token after it, ms", lambda own: _quantiles(own["per_token_ms"], 1)),
         ("whole answer, ms", lambda own: _quantiles(own["whole_ms"], 0)),
-        ("memory by quarter of the load, MiB", _memory),
+        ("memory by quarter of the load, MiB", _memory_by_quarter),
         ("descriptors, before and after", lambda own: _held(own, "descriptors")),
         ("threads, before and after", lambda own: _held(own, "threads")),
         ("afterwards running, waiting, share of the cache", _left),
@@ -320,7 +320,7 @@ def _quantiles(values: dict[str, float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values.values())
 
 
-def _memory(own: dict[str, Any]) -> str:
+def _memory_by_quarter(own: dict[str, Any]) -> str:
     return ", ".join(f"{value:.0f}" for value in own["memory_mib_by_quarter"])
 
 
