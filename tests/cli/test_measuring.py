@@ -24,7 +24,7 @@ from tests.cli.conftest import Run
 def gullible(tree: TokenTree, nodes: NodeView) -> Verdict:
     """A rule that emits the token next to the target's choice."""
     verdict = match(tree, nodes)
-    return Verdict(verdict.path, verdict.num_accepted, (verdict.bonus + 1) % 30)
+    return Verdict(verdict.paths, [(bonus + 1) % 30 for bonus in verdict.bonuses])
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_the_target_as_drafter_is_always_right(plan: TreePlan, settings: Samplin
     def spy(tree: TokenTree, nodes: NodeView) -> Verdict:
         verdict = match(tree, nodes)
         deepest = (tree.depth * tree.valid).amax(-1).tolist()
-        cycles.extend(zip(verdict.num_accepted.tolist(), deepest, strict=True))
+        cycles.extend(zip((len(path) - 1 for path in verdict.paths), deepest, strict=True))
         return verdict
 
     engine = world.make_engine(

@@ -38,11 +38,9 @@ def draft(
 def accept(drafter: Drafter, rows: Sequence[Sequence[int]]) -> None:
     """Every row accepts all of ``rows``, roots included, of a chain that may be anybody's."""
     tree = chain_tree([list(row) for row in rows])
-    path = torch.arange(tree.num_nodes).expand(len(rows), -1)
-    counts = torch.tensor([len(row) - 1 for row in rows])
-    bonus = torch.zeros(len(rows), dtype=torch.int64)
+    paths = [list(range(len(row))) for row in rows]
     out = TargetOutput(torch.zeros(len(rows), tree.num_nodes, 64))
-    drafter.accept(tree, Verdict(path, counts, bonus), out)
+    drafter.accept(tree, Verdict(paths, [0] * len(rows)), out)
 
 
 def drafted(tree: TokenTree, row: int = 0) -> set[tuple[int, ...]]:

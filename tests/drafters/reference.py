@@ -30,6 +30,7 @@ class PathReference:
         self._head, self._target = drafter.head, target
         self._ids, self._features = ids, features
         self._scored = dict(drafter.head.named_buffers()).get("draft_ids")
+        self._window, self._sinks = drafter._window, drafter._sinks
 
     @torch.inference_mode()
     def after(self, path: list[int]) -> HeadOutput:
@@ -43,12 +44,21 @@ class PathReference:
                 self._target.embed(tokens),
                 known,
                 where,
+                self._visible(tokens.shape[1], max(1, length)),
                 contrasts=self._head.config.contrast_levels,
             )
-            out = every.at(torch.tensor([tokens.shape[1] - 1]))
+            out = every.at([tokens.shape[1] - 1])
             if length < len(path):
                 known = torch.cat([known, self._carried(out, path[length])[None, None]], 1)
         return out
+
+    def _visible(self, size: int, num_fed: int) -> Tensor:
+        """[1, 1, size, size] bool: causal, and the last pair sees of the committed ones, all but
+        ``num_fed``, those in the window and the sinks."""
+        mask = torch.ones(size, size, dtype=torch.bool).tril()
+        if self._window is not None:
+            mask[-1, self._sinks : max(self._sinks, size - num_fed - self._window)] = False
+        return mask[None, None]
 
     def _carried(self, out: HeadOutput, token: int) -> Tensor:
         """The feature [H] that a child is fed with: that of the expert behind it."""

@@ -11,10 +11,11 @@ from jakiro.api import _DeterministicScores
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.engine.engine import Engine
 from jakiro.tree.shapes import TreePlan
+from jakiro.tree.token_tree import TokenTree
 from tests.conformance import world
 from tests.conformance.doubles import OnAndOff
 from tests.conformance.guided import Guided
-from tests.drafters.reference import begun, paths, request
+from tests.drafters.reference import PathReference, begun, paths, request
 
 PROMPTS = [[7, 3, 9, 40, 11], [5], [8, 30, 12, 12, 9, 20, 33, 41, 2, 17, 10]]
 METHODS = ("jakiro", "eagle2", *(f"jakiro/{name}" for name in world.VARIANTS))
@@ -56,6 +57,30 @@ def test_every_node_is_what_its_own_path_says(method: str, levels: int, family: 
     roots, references = begun(drafter, target, PROMPTS)
     with torch.inference_mode():
         tree = drafter.draft(request(roots, PROMPTS, plan))
+    follows(tree, references, levels, width)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2]], ids=["ragged", "alone"])
+def test_a_window_holds_for_the_rows_that_are_longer(rows: list[int]) -> None:
+    """Of the three prompts only the last is longer than window and sinks together."""
+    target = world.target("llama")
+    drafter = FeatureDrafter(world.head(target, "jakiro", "wide"), target, window=4, sinks=2)
+    prompts = [PROMPTS[row] for row in rows]
+    plan = TreePlan("dynamic", depth=4, width=3, budget=500)
+    roots, references = begun(drafter, target, prompts)
+    with torch.inference_mode():
+        tree = drafter.draft(request(roots, prompts, plan))
+    follows(tree, references, 4, 3)
+    whole = FeatureDrafter(drafter.head, target)
+    begun(whole, target, prompts)
+    with torch.inference_mode():
+        seen = whole.draft(request(roots, prompts, plan))
+    is_same = [torch.equal(one, other) for one, other in zip(tree.tokens, seen.tokens, strict=True)]
+    assert is_same == [row != 2 for row in rows]
+
+
+def follows(tree: TokenTree, references: list[PathReference], levels: int, width: int) -> None:
+    """Every node of a tree that no budget has cut has the score of its own path."""
     tree.check()
     assert tree.scores is not None
     for row, reference in enumerate(references):
@@ -120,13 +145,12 @@ def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(
         asked = request([so_far[-1]], [so_far[:-1]], plan)
         with torch.inference_mode():
             expected = fresh.draft(asked)
-            stable = list(drafter._cache.lengths), drafter._tokens, drafter._features
+            stable = list(drafter._cache.lengths)
+            pending = [list(map(list, rows)) for rows in (drafter._tokens, drafter._features)]
             found = drafter.draft(asked)
         # That was a draft too many: take it back, so that the engine's own can be compared next.
-        drafter._cache.lengths, drafter._tokens, drafter._features = (
-            stable[0],
-            *map(list, stable[1:]),
-        )
+        drafter._cache.lengths = stable
+        drafter._tokens, drafter._features = pending
         assert found.tokens.tolist() == expected.tokens.tolist()
         assert found.parents.tolist() == expected.parents.tolist()
         torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)

@@ -96,10 +96,7 @@ class Machine:
 
 
 def _verdict(paths: list[list[int]]) -> Verdict:
-    size = max(map(len, paths))
-    padded = torch.tensor([path + [path[-1]] * (size - len(path)) for path in paths])
-    counts = torch.tensor([len(path) - 1 for path in paths])
-    return Verdict(padded, counts, torch.zeros(len(paths), dtype=torch.int64))
+    return Verdict(paths, [0] * len(paths))
 
 
 def best_depth(alpha: float, table: Costs, num_rows: int) -> tuple[int, float]:

@@ -56,10 +56,7 @@ def accept(generator: random.Random, tree: TokenTree, cache: KVCache) -> list[li
     """Commit the path to a random node of every row; returns the tokens it adds."""
     ends = [generator.randrange(tree.num_nodes) for _ in range(tree.num_rows)]
     paths = [path_to(tree, row, end) for row, end in enumerate(ends)]
-    width = max(map(len, paths))
-    padded = [path + [path[-1]] * (width - len(path)) for path in paths]
-    counts = torch.tensor([len(path) - 1 for path in paths])
-    cache.commit(Verdict(torch.tensor(padded), counts, counts))
+    cache.commit(Verdict(paths, [0] * len(paths)))
     return [tree.tokens[row, path].tolist() for row, path in enumerate(paths)]
 
 

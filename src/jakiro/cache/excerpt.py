@@ -3,6 +3,7 @@ chosen slots only."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,15 +14,20 @@ from jakiro.cache.kv_cache import KVCache
 
 
 class Edges:
-    """Of rows of entries their first ``num_first`` slots, and ``num_last`` slots up to ``ends``.
-    Both together must not be more than any row has."""
+    """Of rows of entries their first ``num_first`` slots, and ``num_last`` slots up to ``ends``. A
+    row with fewer is shown whole, and what lies behind it; the longest must have as many."""
 
     def __init__(self, ends: list[int], num_first: int, num_last: int) -> None:
         self._num_first, self._num_last = num_first, num_last
-        self._end = ends[0] if min(ends) == max(ends) else None
-        last = torch.tensor(ends)[:, None] - num_last + torch.arange(num_last)
-        self.slots = torch.cat([torch.arange(num_first).expand(len(ends), -1), last], 1)
+        self._ends = [max(end, num_first + num_last) for end in ends]
+        self._end = self._ends[0] if min(self._ends) == max(self._ends) else None
+
+    @cached_property
+    def slots(self) -> Tensor:
         """[B, K] int64: the slots that are seen, ascending."""
+        last = torch.tensor(self._ends)[:, None] - self._num_last + torch.arange(self._num_last)
+        first = torch.arange(self._num_first)
+        return torch.cat([first.expand(len(self._ends), -1), last], 1)
 
     def of(self, entries: Tensor) -> Tensor:
         """The chosen slots [B, heads, K, dim] of ``entries`` [B, heads, S, dim]."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jakiro.tree.numbers import counting
 from jakiro.tree.token_tree import TokenTree
 
 
@@ -43,9 +44,23 @@ def attendable(reach: Tensor, lengths: Sequence[int], span: int) -> Tensor:
     starts = torch.tensor(lengths, device=reach.device)[:, None]
     mask = reach.new_full((rows, span), hidden)
     mask.masked_fill_(torch.arange(span, device=reach.device) < starts, shown)
-    slots = starts + torch.arange(written, device=reach.device)
+    slots = starts + counting(written, reach.device)
     mask = mask[:, None].repeat(1, queries, 1)
     return mask.scatter_(2, slots[:, None].expand(rows, queries, written), reach)
+
+
+def below(mask: Tensor, parents: Tensor, own: Tensor, ends: Sequence[int]) -> Tensor:
+    """Additive masks [B, K, S + K] of K nodes further down, which lie in the slots from ``ends[b]``
+    on: what their ``parents`` [B, K] see by ``mask`` [B, R, S], and what they see of each other,
+    ``own`` [1, K, K]."""
+    (rows, new), span = parents.shape, mask.shape[2]
+    seen = mask.gather(1, parents[:, :, None].expand(-1, -1, span))
+    own = own.expand(rows, -1, -1)
+    if min(ends) == span:
+        return torch.cat([seen, own], 2)
+    slots = torch.tensor(ends, device=seen.device)[:, None] + counting(new, seen.device)
+    wide = F.pad(seen, (0, new), value=torch.finfo(seen.dtype).min)
+    return wide.scatter_(2, slots[:, None].expand(rows, new, new), own)
 
 
 def tree_mask(
@@ -77,10 +92,11 @@ def slot_positions(tree: TokenTree, lengths: Sequence[int], span: int) -> Tensor
     where = positions(tree, lengths)
     slots = torch.arange(span, device=where.device).expand(tree.num_rows, span)
     starts = torch.tensor(lengths, device=where.device)[:, None]
-    return slots.scatter(1, starts + torch.arange(tree.num_nodes, device=where.device), where)
+    return slots.scatter(1, starts + counting(tree.num_nodes, where.device), where)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """The boolean mask [B, N, S] as [B, 1, N, S] in ``dtype``: 0 where allowed, else the most
     negative finite number. Additive, because eager attention adds whatever it is given."""
-    return mask.to(dtype).sub_(1).mul_(torch.finfo(dtype).max)[:, None]
+    shown = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask[:, None], shown, torch.finfo(dtype).min)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,14 +68,9 @@ class Store:
             return
         self._flat = self.data.flatten(1, 3).unbind()
         first = range(self.data.shape[1])[rows].start
-        self._index = (
-            self._flat_index(
-                [[first + row] * num_new for row in range(len(starts))],
-                [list(range(start, start + num_new)) for start in starts],
-            )
-            .transpose(1, 2)
-            .flatten()
-        )
+        slots = (range(start, start + num_new) for start in starts)
+        places = [self._places(row, own) for row, own in enumerate(slots, start=first)]
+        self._index = self._flat_index(places).transpose(1, 2).flatten()
 
     def put(self, member: int, new: Tensor) -> Tensor:
         """Write ``new`` [b, heads, N, dim] at the aim; returns the aimed rows [b, heads, S, dim]"""
@@ -87,14 +82,18 @@ class Store:
 
     def move(self, moves: list[Move]) -> None:
         """All at once: every source is read before any target is written."""
-        rows, sources, targets = (list(column) for column in zip(*moves, strict=True))
+        sides = zip(*(self._places(row, pair) for row, *pair in moves), strict=True)
         flat = self.data.flatten(1, 3)
-        source, target = self._flat_index([rows, rows], [sources, targets]).flatten(1)
+        source, target = self._flat_index([list(side) for side in sides]).flatten(1)
         flat.index_copy_(1, target, flat.index_select(1, source))
 
-    def _flat_index(self, rows: list[list[int]], slots: list[list[int]]) -> Tensor:
-        """Indices [X, Y, heads] into the flattened (row, head, slot) for rows and slots [X, Y]."""
+    def _places(self, row: int, slots: Iterable[int]) -> list[int]:
+        """Where the first head of ``slots`` lies in the flattened (row, head, slot)."""
+        first = row * self.data.shape[2] * self.data.shape[3]
+        return [first + slot for slot in slots]
+
+    def _flat_index(self, places: list[list[int]]) -> Tensor:
+        """[X, Y, heads] of all heads, from ``places`` [X, Y] of the first."""
         heads, capacity = self.data.shape[2:4]
-        where = torch.tensor([rows, slots], device=self.data.device)[..., None]
-        head = torch.arange(heads, device=self.data.device)
-        return (where[0] * heads + head) * capacity + where[1]
+        offsets = torch.arange(0, heads * capacity, capacity, device=self.data.device)
+        return torch.tensor(places, device=self.data.device)[..., None] + offsets

@@ -12,17 +12,14 @@ would cost more than it saves.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class SwiGLU(nn.Module):
@@ -101,10 +98,12 @@ class HeadOutput(NamedTuple):
     experts: Experts | None = None
     gates: Tensor | None = None
 
-    def at(self, pairs: Tensor) -> HeadOutput:
+    def at(self, pairs: Sequence[int]) -> HeadOutput:
         """The output of one pair per row, ``pairs`` [B]; dimension 1 stays."""
-        rows = torch.arange(len(pairs), device=pairs.device)[:, None]
-        pick = (rows, pairs[:, None])
+        pick: tuple[slice | Tensor, slice | Tensor] = slice(None), slice(pairs[0], pairs[0] + 1)
+        if min(pairs) != max(pairs):
+            column = torch.tensor(pairs, device=self.next.device)[:, None]
+            pick = torch.arange(len(pairs), device=column.device)[:, None], column
         return HeadOutput(
             self.next[pick],
             tuple(feature[pick] for feature in self.ahead),
@@ -138,7 +137,8 @@ class Mixture(nn.Module):
         """Mix what the experts make of ``normed`` into ``residual``, both [B, N, H]; the first
         ``contrasts`` contrasts are computed."""
         mixing = self.mixing
-        every: Tensor = self.gate(normed).unflatten(-1, (-1, mixing.num_experts))
+        every, read = self._read(normed)
+        every = every.unflatten(-1, (-1, mixing.num_experts))
         gates, chosen = every[..., : 1 + contrasts, :], None
         if mixing.active < mixing.num_experts:
             chosen = every[..., :1, :].topk(mixing.active, -1).indices
@@ -146,14 +146,14 @@ class Mixture(nn.Module):
         weights = gates.softmax(-1)
         shares = weights if contrasts == 0 else self._signed(gates, weights)
         if mixing.is_decoupled:
-            parts = self._weighed(normed, self._selection(normed, chosen))
+            parts = self._weighed(read, self._selection(normed, chosen))
             features = residual[..., None, :] + weighed_sums(shares, parts.unbind(-2))
             experts = Experts(residual[..., None, :] + parts, weights[..., 0, :])
         else:
             if chosen is not None:
                 dense = shares.new_zeros(*shares.shape[:-1], mixing.num_experts)
                 shares = dense.scatter(-1, chosen.expand_as(shares), shares)
-            features = residual[..., None, :] + self._weighed(normed, shares)
+            features = residual[..., None, :] + self._weighed(read, shares)
             experts = None
         first, *ahead = features.unbind(-2)
         return HeadOutput(first, tuple(ahead), experts, every[..., 0, :])
@@ -176,27 +176,13 @@ class Mixture(nn.Module):
             else one_each[chosen[..., 0, :]]
         )
 
-    def _weighed(self, normed: Tensor, shares: Tensor) -> Tensor:
+    def _read(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate's logits [..., E (1 + C)], and what ``_weighed`` starts from."""
+        return self.gate(normed), normed
+
+    def _weighed(self, read: Tensor, shares: Tensor) -> Tensor:
         """Sums [..., C, H] of the experts' outputs, weighed by ``shares`` [..., C, E]."""
-        return weighed_sums(shares, [expert(normed) for expert in self.experts])
-
-
-class FusedMixture(Mixture):
-    """The same mixture with the experts' weights stacked: one wide product in, one out."""
-
-    def __init__(self, source: Mixture) -> None:
-        nn.Module.__init__(self)
-        self.mixing, self.gate = source.mixing, source.gate
-        experts: Sequence[Expert] = list(source.experts)  # type: ignore[arg-type]
-        widening = zip(*(expert.widening() for expert in experts), strict=True)
-        self.inner = _linear(torch.cat([weight for kind in widening for weight in kind]))
-        self.outer = _linear(torch.cat([expert.narrowing() for expert in experts], 1))
-        self._activate = experts[0].activate
-
-    def _weighed(self, normed: Tensor, shares: Tensor) -> Tensor:
-        wide = self._activate(self.inner(normed)).unflatten(-1, (shares.shape[-1], -1))
-        rows = shares.to(wide.dtype)[..., None] * wide[..., None, :, :]
-        return self.outer(rows.flatten(-2))  # type: ignore[no-any-return]
+        return weighed_sums(shares, [expert(read) for expert in self.experts])
 
 
 def weighed_sums(shares: Tensor, parts: Sequence[Tensor]) -> Tensor:
@@ -204,23 +190,3 @@ def weighed_sums(shares: Tensor, parts: Sequence[Tensor]) -> Tensor:
     wider of both: autocast keeps a softmax in float32."""
     terms = [shares[..., i, None] * part[..., None, :] for i, part in enumerate(parts)]
     return sum(terms[1:], terms[0])
-
-
-def fused_view(module: Module) -> Module:
-    """``module`` for drafting: a copy of the module tree whose mixtures are fused. All else is
-    shared; the fused weights are copies of what they are now."""
-    if isinstance(module, Mixture) and not isinstance(module, FusedMixture):
-        return FusedMixture(module)  # type: ignore[return-value]
-    view = copy.copy(module)
-    children = module._modules.items()
-    view.__dict__["_modules"] = {
-        name: None if child is None else fused_view(child) for name, child in children
-    }
-    return view
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    """A layer around ``weight`` [O, I]."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    return layer

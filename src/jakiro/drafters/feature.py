@@ -19,10 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from jakiro.cache.excerpt import Excerpt
 from jakiro.cache.kv_cache import KVCache, KVRow
-from jakiro.cache.mask import additive, attendable
+from jakiro.cache.mask import additive, attendable, below
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.drafters.branches import Branches, Sum, Watch, branches, gathered
-from jakiro.drafters.experts import HeadOutput, fused_view
+from jakiro.drafters.experts import HeadOutput
+from jakiro.drafters.fused import fused_view
 from jakiro.drafters.nn import DraftHead
 from jakiro.drafters.vocabulary import DraftVocabulary
 from jakiro.errors import ConfigError
@@ -32,6 +33,7 @@ from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
 from jakiro.target.target import Target
 from jakiro.tree.grow import Frontier, grow
+from jakiro.tree.numbers import counting
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -85,8 +87,9 @@ class FeatureDrafter(Drafter):
         self._target = target
         self.vocabulary = DraftVocabulary(target, dict(head.named_buffers()).get("draft_ids"))
         self._cache = KVCache(1)
-        self._features: list[Tensor] = []
-        self._tokens: list[Tensor] = []
+        # Per row the committed pairs that were not fed yet, in pieces.
+        self._features: list[list[Tensor]] = []
+        self._tokens: list[list[Tensor]] = []
         self._last_fed = 0
         self._experts: list[list[int]] = []
         self.num_forwards = 0
@@ -109,19 +112,17 @@ class FeatureDrafter(Drafter):
             pair = tokens, features[None, : end - start]
             self._forward(self.head, pair, where, mask, self._cache)
             self._cache.advance(row, end - start)
-        self._features.append(features[end - start :])
-        self._tokens.append(torch.empty(0, dtype=torch.int64, device=features.device))
+        self._features.append([features[end - start :]])
+        self._tokens.append([])
 
     def compile(self, backend: str) -> None:
         self._compiled = Compiled(self._fused, backend, "cache")
 
     def draft(self, request: DraftRequest) -> TokenTree:
-        self._tokens = [
-            torch.cat([tokens, root])
-            for tokens, root in zip(self._tokens, request.roots[:, None], strict=True)
-        ]
+        for tokens, root in zip(self._tokens, request.roots.split(1), strict=True):
+            tokens.append(root)
         if max(request.depth_caps) < 1:
-            if max(map(len, self._features)) >= MAX_PENDING:
+            if max(sum(map(len, pieces)) for pieces in self._features) >= MAX_PENDING:
                 self._catch_up(0)
             return TokenTree.root_only(request.roots)
         depth, kind = min(request.plan.depth, max(request.depth_caps)), self.head.config.branches
@@ -141,28 +142,26 @@ class FeatureDrafter(Drafter):
             return found
 
         nodes = said()
-        stable = list(self._cache.lengths)
-        starts = torch.tensor(stable, device=request.roots.device)[:, None]
-        # What the nodes fed last may see of those fed before, themselves included; additive.
-        reach = out.next.new_zeros(len(stable), 1, 0)
+        starts = torch.tensor(self._cache.lengths, device=request.roots.device)[:, None]
+        # What the nodes fed last may see, additive, and how many were fed in all.
+        shown, num_fed = self._shown(), 0
+        mask = attendable(out.next.new_zeros(len(shown), 1, 0), shown, max(shown))
         # Of each frontier node below the last fed level, its ancestor there.
         above: Tensor | None = None
 
         def expand(frontier: Frontier) -> Tensor:
-            nonlocal out, nodes, reach, above
+            nonlocal out, nodes, mask, num_fed, above
             rows = frontier.parent_rows
             if frontier.depth > last_fed:
                 above = rows if above is None else above.gather(1, rows)
                 guess = gathered(out.ahead[frontier.depth - last_fed - 1], above)
                 return scores(self._timed(lambda: Sum(guess, self.vocabulary)), frontier.depth + 1)
-            own = _visible(torch.eye, rows.shape[1], reach.dtype, reach.device)
-            seen = reach.take_along_dim(rows[:, :, None], 1)
-            reach = torch.cat([seen, own.expand(len(stable), -1, -1)], 2)
-            parents = nodes.carried(frontier.tokens, rows)
-            where = (starts + (frontier.depth - 1)).expand_as(rows)
+            own = _visible(torch.eye, rows.shape[1], mask.dtype, mask.device)
+            mask = below(mask, rows, own, [length + num_fed for length in shown])
+            pairs = self.vocabulary.tokens(frontier.tokens), nodes.carried(frontier.tokens, rows)
             wanted = contrasts if frontier.depth == last_fed else 0
-            fed = self.vocabulary.tokens(frontier.tokens)
-            out = self._feed(fed, parents, where, reach, wanted)
+            out = self._feed(pairs, starts + (frontier.depth - 1), mask, num_fed, wanted)
+            num_fed += rows.shape[1]
             nodes = said(frontier)
             return scores(nodes, frontier.depth + 1)
 
@@ -187,10 +186,14 @@ class FeatureDrafter(Drafter):
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         assert out.features is not None
+        width = max(map(len, verdict.paths))
+        padded = [path + [0] * (width - len(path)) for path in verdict.paths]
+        nodes = torch.tensor(padded, device=tree.tokens.device)
+        features = out.features.take_along_dim(nodes[:, :, None], 1)
+        tokens = tree.tokens.gather(1, nodes)
         for row, path in enumerate(verdict.paths):
-            nodes = verdict.path[row, : len(path)]
-            self._features[row] = torch.cat([self._features[row], out.features[row, nodes]])
-            self._tokens[row] = torch.cat([self._tokens[row], tree.tokens[row, nodes[1:]]])
+            self._features[row].append(features[row, : len(path)])
+            self._tokens[row].append(tokens[row, 1 : len(path)])
 
     def keep(self, rows: list[int]) -> None:
         self._cache.keep(rows)
@@ -202,41 +205,47 @@ class FeatureDrafter(Drafter):
 
         Returns the output of every row's last pair, [B, 1, ...].
         """
-        new = [len(features) for features in self._features]
-        tokens = pad_sequence(self._tokens, batch_first=True)
-        features = pad_sequence(self._features, batch_first=True)
-        self._tokens = [row[:0] for row in self._tokens]
-        self._features = [row[:0] for row in self._features]
+        new = [sum(map(len, pieces)) for pieces in self._features]
+        tokens, features = _batched(self._tokens), _batched(self._features)
+        self._tokens, self._features = [[] for _ in new], [[] for _ in new]
         if self._compiled is not None:  # padding is behind every pair, and graphs are few
             room = bucket(tokens.shape[1]) - tokens.shape[1]
             tokens, features = F.pad(tokens, (0, room)), F.pad(features, (0, 0, 0, room))
         rows, width = tokens.shape
         device = tokens.device
         starts = torch.tensor(self._cache.lengths, device=device)[:, None]
-        where = starts + torch.arange(width, device=device)
+        where, shown = starts + counting(width, device), self._shown()
         reach = _visible(_triangle, width, features.dtype, device).expand(rows, -1, -1)
-        out = self._feed(tokens, features, where, reach, contrasts)
+        mask = attendable(reach, shown, max(shown) + width)
+        out = self._feed((tokens, features), where, mask, 0, contrasts)
         for row, count in enumerate(new):
             self._cache.advance(row, count)
-        return out.at(torch.tensor(new, device=device) - 1)
+        return out.at([count - 1 for count in new])
+
+    def _shown(self) -> list[int]:
+        """How many committed pairs of each row a forward looks back on."""
+        if self._window is None:
+            return list(self._cache.lengths)
+        return [min(length, self._sinks + self._window) for length in self._cache.lengths]
 
     def _feed(
-        self, tokens: Tensor, features: Tensor, where: Tensor, reach: Tensor, contrasts: int
+        self,
+        pairs: tuple[Tensor, Tensor],
+        where: Tensor,
+        mask: Tensor,
+        num_fed: int,
+        contrasts: int,
     ) -> HeadOutput:
-        """Feed pairs behind the committed ones and those fed since. ``reach`` [B, N, F], additive:
-        what each may see of all that is not committed, its own N last."""
-        new = tokens.shape[1]
-        lengths, fed = self._cache.lengths, reach.shape[2]
-        span = self._cache.aim(slice(0, len(tokens)), new, fed - new)
+        """Feed pairs behind the committed ones and the ``num_fed`` since. ``mask`` [B, N, S],
+        additive, over those that are ``_shown`` and all that are not committed, its own N last."""
+        rows, new = pairs[0].shape
+        self._cache.aim(slice(0, rows), new, num_fed)
         seen: KVCache | Excerpt = self._cache
-        if self._window is not None and min(lengths) > self._window + self._sinks:
-            ends = [length + fed for length in lengths]
-            seen = Excerpt(self._cache, ends, self._sinks, self._window + fed)
-            lengths = [self._sinks + self._window] * len(lengths)
-            span = lengths[0] + fed
-        mask = attendable(reach, lengths, span)[:, None]
+        if self._window is not None and max(self._cache.lengths) > self._window + self._sinks:
+            ends = [length + num_fed + new for length in self._cache.lengths]
+            seen = Excerpt(self._cache, ends, self._sinks, self._window + num_fed + new)
         run = self.head if self._compiled is None else self._compiled
-        return self._forward(run, (tokens, features), where, mask, seen, contrasts)
+        return self._forward(run, pairs, where, mask[:, None], seen, contrasts)
 
     def _forward(
         self,
@@ -266,6 +275,12 @@ class FeatureDrafter(Drafter):
         done = work()
         self.module_ms += 1e3 * (time.perf_counter() - began)
         return done
+
+
+def _batched(rows: list[list[Tensor]]) -> Tensor:
+    """[B, T, ...] from the pieces [t, ...] of every row, padded at their ends."""
+    whole = [pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in rows]
+    return whole[0][None] if len(whole) == 1 else pad_sequence(whole, batch_first=True)
 
 
 @lru_cache

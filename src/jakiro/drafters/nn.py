@@ -135,6 +135,7 @@ class Attention(nn.Module):
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
         self.head_dim = dim
+        self.num_heads = (config.num_heads, config.num_kv_heads)
         self.q_proj = nn.Linear(hidden, config.num_heads * dim, bias=config.qkv_bias)
         self.k_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden, config.num_kv_heads * dim, bias=config.qkv_bias)
@@ -145,23 +146,23 @@ class Attention(nn.Module):
         frequencies = torch.cat([-inverse, inverse]).float()
         self.register_buffer("frequency_bits", frequencies.view(torch.int32), persistent=False)
 
+    def frequencies(self) -> Tensor:
+        """[d] float32: of the first half negative."""
+        return self.get_buffer("frequency_bits").view(torch.float32)
+
     def rotate(self, states: Tensor, positions: Tensor) -> Tensor:
-        """Rotary positions [B, N] applied to ``states`` [B, heads, N, d]."""
-        bits: Tensor = self.get_buffer("frequency_bits")
-        angles = positions[:, None, :, None] * bits.view(torch.float32)
+        """Rotary ``positions`` [B, N or 1] applied to ``states`` [B, heads, N, d]."""
+        angles = positions[:, None, :, None] * self.frequencies()
         cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
         return torch.addcmul(states * cos, states.roll(self.head_dim // 2, -1), sin)
 
     def forward(
         self, states: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValues | None
     ) -> Tensor:
-        batch, rows, _ = states.shape
-        split = (batch, rows, -1, self.head_dim)
-        queries = self.q_proj(states).view(split)
-        keys = self.k_proj(states).view(split)
-        values = self.v_proj(states).view(split).transpose(1, 2)
-        rotated = self.rotate(torch.cat([queries, keys], 2).transpose(1, 2), positions)
-        queries, keys = rotated.split([queries.shape[2], keys.shape[2]], 1)
+        (batch, rows, _), (heads, kv_heads) = states.shape, self.num_heads
+        every = self._projected(states).view(batch, rows, -1, self.head_dim).transpose(1, 2)
+        turned, values = every.split([heads + kv_heads, kv_heads], 1)
+        queries, keys = self.rotate(turned, positions).split([heads, kv_heads], 1)
         if isinstance(cache, Deferred) and mask is not None:
             mixed = attend(queries, keys, values, mask, 0, self.head_dim**-0.5)
             out: Tensor = self.o_proj(mixed.flatten(2))
@@ -175,6 +176,10 @@ class Attention(nn.Module):
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))  # type: ignore[no-any-return]
 
+    def _projected(self, states: Tensor) -> Tensor:
+        """[B, N, (heads + 2 kv_heads) d]: queries, keys and values, one after the other."""
+        return torch.cat([self.q_proj(states), self.k_proj(states), self.v_proj(states)], -1)
+
 
 class RMSNorm(nn.Module):
     """Over the last dimension, with a weight."""
@@ -185,8 +190,10 @@ class RMSNorm(nn.Module):
         self.eps = config.rms_norm_eps
 
     def forward(self, states: Tensor) -> Tensor:
-        # Under autocast the states are narrower than the weight, which no fused kernel takes.
-        return F.rms_norm(states, states.shape[-1:], self.weight.to(states.dtype), self.eps)
+        # In its parts: on a CPU ``F.rms_norm`` takes twice as long, and a compiler joins them.
+        wide = states if states.element_size() >= 4 else states.float()
+        scale = (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return (wide * scale * self.weight).to(states.dtype)
 
 
 class _Layer(nn.Module):
@@ -248,10 +255,10 @@ class DraftHead(Head):
         contrasts: int = 0,
     ) -> HeadOutput:
         """Predicted features of N pairs: ``embeddings`` and ``features`` [B, N, H], absolute
-        ``positions`` [B, N]. ``mask`` [B, 1, N, S] is additive or boolean (True = may attend) over
-        the S keys the cache returns; None is plain causal attention among the N pairs.
-        ``contrasts``: how many contrastive branches are wanted; more than ``contrast_levels``
-        raises ``ConfigError``."""
+        ``positions`` [B, N], or [B, 1] where all N are at one. ``mask`` [B, 1, N, S] is additive or
+        boolean (True = may attend) over the S keys the cache returns; None is plain causal
+        attention among the N pairs. ``contrasts``: how many contrastive branches are wanted; more
+        than ``contrast_levels`` raises ``ConfigError``."""
         if contrasts > self.config.contrast_levels:
             raise ConfigError(
                 f"this {self.config.method} head has {self.config.contrast_levels} contrastive "

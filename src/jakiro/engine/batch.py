@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ class Batch:
         self._filling = None
         tree = TokenTree.root_only(torch.tensor(request.prompt_ids[-1:], device=self._device))
         nodes = self.sampler.view(tree, logits, slice(row, row + 1))
-        choices, failed = nodes.choice[0].tolist(), nodes.failed[0].tolist()
+        (choices,), (failed,) = nodes.listed
         request.stats.num_prefills = self._take(row, choices, logits[0], failed)
 
     @contextmanager
@@ -195,22 +196,17 @@ class Batch:
 
     def emit(self, tree: TokenTree, nodes: NodeView, verdict: Verdict, out: TargetOutput) -> None:
         """Hand every row its accepted tokens and its bonus."""
-        sizes = torch.stack([tree.valid.sum(-1), (tree.depth * tree.valid).amax(-1)], 1)
-        parts = (sizes, tree.tokens.gather(1, verdict.path), nodes.failed.gather(1, verdict.path))
-        width = verdict.path.shape[1]
-        # One transfer to the host instead of one for each.
-        facts = torch.cat(parts, 1).tolist()
         for row, (request, path) in enumerate(zip(self.rows, verdict.paths, strict=True)):
-            (num_valid, deepest), along = facts[row][:2], facts[row][2:]
+            tokens, valid = tree.listed.tokens[row], tree.listed.valid[row]
             request.stats.num_forwards += 1
-            request.stats.num_drafted += num_valid - 1
-            request.stats.count_path(len(path) - 1, deepest)
-            new = [*along[1 : len(path)], verdict.bonuses[row]]
+            request.stats.num_drafted += sum(valid) - 1
+            request.stats.count_path(len(path) - 1, max(compress(tree.listed.depth[row], valid)))
+            new = [*(tokens[node] for node in path[1:]), verdict.bonuses[row]]
             logits = out.logits[row]
             if request.params.logprobs is not None:
-                logits = logits[verdict.path[row, : len(path)]]
-            failed = [bool(flag) for flag in along[width : width + len(path)]]
-            self._take(row, new, logits, failed)
+                logits = logits[path]
+            failed = nodes.listed.failed[row]
+            self._take(row, new, logits, [failed[node] for node in path])
 
     def trace(
         self, tree: TokenTree, verdict: Verdict, times_ms: tuple[float, float], drafter: Drafter
@@ -256,12 +252,12 @@ class Batch:
         self.policy.keep(stay)
         self.rows = [self.rows[i] for i in stay]
 
-    def _take(self, row: int, tokens: list[int], logits: Tensor, failed: list[bool]) -> int:
+    def _take(self, row: int, tokens: list[int], logits: Tensor, failed: list[int]) -> int:
         """Give ``tokens`` to a row, up to the first one whose choice ``failed``; they were chosen
         from raw ``logits`` [len(tokens), V], read for log-probabilities only. Returns how many
         it took."""
         request = self.rows[row]
-        num_good = failed.index(True) if True in failed else len(tokens)
+        num_good = failed.index(1) if 1 in failed else len(tokens)
         taken = request.take(tokens[:num_good])
         if num_good < len(tokens) and request.finish_reason is None:
             request.finish(
@@ -270,7 +266,7 @@ class Batch:
         self.sampler.extend(row, taken)
         request.stats.num_emitted += len(taken)
         if request.params.logprobs is not None:
-            request.logprobs += _logprobs(logits, taken, request.params.logprobs)
+            request.logprobs += TokenLogprobs.of(logits, taken, request.params.logprobs)
         return len(taken)
 
 
@@ -281,19 +277,3 @@ def _text(request: Request) -> list[int]:
 
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
-
-
-def _logprobs(logits: Tensor, tokens: list[int], num_top: int) -> list[TokenLogprobs]:
-    """Raw log-probabilities of ``tokens`` under ``logits`` [at least len(tokens), V]."""
-    table = logits[: len(tokens)].double().log_softmax(-1)
-    best = table.topk(min(num_top, table.shape[-1]), dim=-1) if num_top else None
-    return [
-        TokenLogprobs(
-            token,
-            float(table[i, token]),
-            {}
-            if best is None
-            else dict(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)),
-        )
-        for i, token in enumerate(tokens)
-    ]

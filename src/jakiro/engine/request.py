@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from jakiro.engine.detokenize import Detokenizer, Tokenizer
 from jakiro.engine.stats import Stats
 from jakiro.engine.trace import Cycle
@@ -22,6 +25,18 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: dict[int, float]
+
+    @classmethod
+    def of(cls, logits: Tensor, tokens: list[int], num_top: int) -> list[TokenLogprobs]:
+        """Of ``tokens`` under ``logits`` [at least len(tokens), V]."""
+        table = logits[: len(tokens)].double().log_softmax(-1)
+        own = table.gather(1, torch.tensor([tokens], dtype=torch.int64, device=table.device).T)[
+            :, 0
+        ].tolist()
+        best = table.topk(min(num_top, table.shape[-1]))
+        tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        each = zip(tokens, own, (dict(zip(*top, strict=True)) for top in tops), strict=True)
+        return [cls(*entry) for entry in each]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,10 +37,9 @@ class Cycle:
         origin: Callable[[int, int, int], str],
     ) -> Cycle:
         """That of ``row``; ``times_ms``: of drafting and verifying; ``origin`` of its drafter."""
-        nodes = tree.valid[row].nonzero()[:, 0].tolist()
+        tokens, parents, valid, depths = (column[row] for column in tree.listed)
+        nodes = [node for node, is_valid in enumerate(valid) if is_valid]
         places = {node: place for place, node in enumerate(nodes)}
-        tokens, parents = tree.tokens[row].tolist(), tree.parents[row].tolist()
-        depths = tree.depth[row].tolist()
         return cls(
             tokens=[tokens[node] for node in nodes],
             parents=[places.get(parents[node], -1) for node in nodes],

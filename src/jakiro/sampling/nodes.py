@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from jakiro.sampling.noise import gumbel, position_keys
-from jakiro.sampling.rows import Index, Settings
+from jakiro.sampling.rows import Index, Settings, chosen, joined
 from jakiro.sampling.shortlist import Kept, dense, kept
+from jakiro.tree.numbers import counting
 
 _AHEAD = 7
 """Levels of noise that one row fetches beyond what is asked for."""
@@ -51,8 +52,8 @@ class Nodes:
 
     logits: Tensor
     """[b, N, V]."""
-    depth: Tensor
-    """[b, N] int64."""
+    depth: Tensor | int
+    """[b, N] int64, or that of all nodes, where it is the same and known."""
     settings: Settings
     keys: Tensor
     """[b] int64: the noise keys of the requests."""
@@ -60,25 +61,25 @@ class Nodes:
     """[b] int64: absolute position of the token chosen at depth 0."""
     levels: LevelNoise
     """Noise for the free rows."""
-    level: int | None = None
-    """The depth of all nodes, where it is the same and known."""
     ids: Tensor | None = None
     """[V] int64: which tokens these are, of nodes of one level; None: the target's, in order."""
 
     def choice(self) -> Tensor:
         """[b, N] int64: the argmax of processed logits plus noise."""
-        settings, choice = self.settings, torch.empty_like(self.depth)
+        settings = self.settings
+        groups: list[tuple[Index, Tensor]] = []
         if settings.greedy is not None:
-            choice[settings.greedy] = self.logits[settings.greedy].argmax(-1)
+            groups.append((settings.greedy, chosen(self.logits, settings.greedy).argmax(-1)))
         if settings.free is not None:
-            choice[settings.free] = self._free_noisy(settings.free).argmax(-1)
+            groups.append((settings.free, self._free_noisy(settings.free).argmax(-1)))
         if settings.filtered is not None:
-            flat = torch.empty_like(self.depth[settings.filtered]).flatten()
-            for part, noisy in self._kept_noisy(settings.filtered):
+            rows, size = settings.filtered, self.logits.shape[1]
+            flat = chosen(self.lengths, rows).repeat_interleave(size)
+            for part, noisy in self._kept_noisy(rows):
                 best = noisy.masked_fill(~part.keep, -torch.inf).argmax(-1, keepdim=True)
                 flat[part.nodes] = part.ids.gather(1, best)[:, 0]
-            choice[settings.filtered] = flat.view(-1, self.depth.shape[1])
-        return choice
+            groups.append((rows, flat.view(-1, size)))
+        return joined(groups, len(self.logits))
 
     def probs(self) -> Tensor:
         """[b, N, V]: the processed distribution, one-hot for greedy rows."""
@@ -107,27 +108,26 @@ class Nodes:
         settings, temperature = self.settings, self.settings.temperature
         groups: list[tuple[Index, Tensor]] = []
         if settings.greedy is not None:
-            groups.append((settings.greedy, self.logits[settings.greedy].float()))
+            groups.append((settings.greedy, chosen(self.logits, settings.greedy)))
         if settings.free is not None:
-            noise = self._free_noise(settings.free)
-            heat = temperature[settings.free].to(noise.dtype)
-            groups.append((settings.free, (self.logits[settings.free] + heat * noise).float()))
+            rows, noise = settings.free, self._free_noise(settings.free)
+            if settings.is_tempered:
+                noise = chosen(temperature, rows).to(noise.dtype) * noise
+            groups.append((rows, chosen(self.logits, rows) + noise))
         if settings.filtered is not None:
             rows = settings.filtered
             parts, noisy = zip(*self._kept_noisy(rows), strict=True)
             flat = dense(list(parts), list(noisy), self.logits.shape[-1])
             noisy_rows = flat.view_as(self.logits[rows])
-            groups.append((rows, (temperature[rows] * noisy_rows).float()))
-        if len(groups) == 1:
-            return groups[0][1].log_softmax(-1)
-        scores = torch.empty_like(self.logits, dtype=torch.float32)
-        for rows, values in groups:
-            scores[rows] = values
-        return scores.log_softmax(-1)
+            groups.append((rows, (temperature[rows] * noisy_rows).to(self.logits.dtype)))
+        return joined(groups, len(self.logits)).log_softmax(-1, dtype=torch.float32)
 
     def _warped(self, rows: Index) -> Tensor:
         """[g, N, V]: the logits of ``rows`` over their temperature, in the same precision."""
-        return self.logits[rows] / self.settings.temperature[rows].to(self.logits.dtype)
+        logits = chosen(self.logits, rows)
+        if not self.settings.is_tempered:
+            return logits
+        return logits / chosen(self.settings.temperature, rows).to(logits.dtype)
 
     def _free_noisy(self, rows: Index) -> Tensor:
         """[g, N, V]: tempered logits of unfiltered rows plus noise, in the logits' precision."""
@@ -137,12 +137,12 @@ class Nodes:
         """[g, N, V] of unfiltered rows, in the precision of the logits; N is 1 where all nodes
         lie at one level."""
         dtype = self.logits.dtype
-        if self.level is not None:
-            noise = self.levels.upto(rows, self.level + 1, dtype)[:, self.level, None]
+        if isinstance(self.depth, int):
+            noise = self.levels.upto(rows, self.depth + 1, dtype).narrow(1, self.depth, 1)
             return noise if self.ids is None else noise[..., self.ids]
-        depth = self.depth[rows]
+        depth = chosen(self.depth, rows)
         noise = self.levels.upto(rows, int(depth.max()) + 1, dtype)
-        first = torch.arange(depth.shape[0], device=depth.device)[:, None]
+        first = counting(len(depth), depth.device)[:, None]
         return noise[first, depth]
 
     def _kept(self, warped: Tensor) -> list[Kept]:
@@ -150,8 +150,9 @@ class Nodes:
 
     def _kept_noisy(self, rows: Index) -> list[tuple[Kept, Tensor]]:
         """The candidates of filtered rows, and their tempered logits plus noise [Y, M]."""
-        positions = self.lengths[rows, None] + self.depth[rows]
-        keys = position_keys(self.keys[rows, None], positions).flatten()
+        depth = self.depth if isinstance(self.depth, int) else self.depth[rows]
+        keys = position_keys(self.keys[rows, None], self.lengths[rows, None] + depth)
+        keys = keys.expand(-1, self.logits.shape[1]).flatten()
         found = []
         for part in self._kept(self._warped(rows)):
             tokens = part.ids if self.ids is None else self.ids[part.ids]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,13 @@ from jakiro.tree.token_tree import TokenTree
 from jakiro.typing import LogitsProcessor
 
 
+class ListedView(NamedTuple):
+    """Choices and failures as numbers of the host, [B][N] each; ``failed`` is 1 or 0."""
+
+    choice: list[list[int]]
+    failed: list[list[int]]
+
+
 @dataclass(frozen=True, eq=False)
 class NodeView:
     """What a rule may know of the target at each node of a tree."""
@@ -40,6 +47,11 @@ class NodeView:
     """Computes ``probs``."""
     draws: RuleDraws
     """For rules that draw."""
+
+    @cached_property
+    def listed(self) -> ListedView:
+        """On the host, in one transfer."""
+        return ListedView(*torch.stack([self.choice, self.failed]).tolist())
 
     @cached_property
     def probs(self) -> Tensor:
@@ -114,7 +126,7 @@ class Sampler:
     def extend(self, row: int, tokens: list[int]) -> None:
         """Append emitted ``tokens`` to the text of ``row``; the last one is the next root."""
         self._rows[row].history.extend(tokens)
-        self._lengths[row] += len(tokens)
+        self._lengths[row].add_(len(tokens))
         if self._rows[row].is_penalised:
             ids = self._known(tokens)
             self._seen[row, ids] = True
@@ -139,12 +151,11 @@ class Sampler:
         settings = self._settings if rows is None else self._settings_of(part)
         processed = self._process(tree, logits, part, settings)
         nodes = self._nodes(processed, tree.depth, part, settings)
-        if isinstance(settings.greedy, slice):
-            best, choice = processed.max(-1)
-        else:
-            best, choice = processed.amax(-1), nodes.choice()
+        choice = nodes.choice()
+        # What was chosen is infinite or NaN only where there is nothing better, or any NaN.
+        best = processed.gather(-1, choice[..., None])[..., 0]
         draws = RuleDraws(nodes.keys, nodes.lengths)
-        return NodeView(choice, ~best.isfinite(), nodes.probs, draws)
+        return NodeView(choice, (best - best) != 0, nodes.probs, draws)
 
     def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
         """Log scores [B, K, D] (float32) of children at ``depth`` >= 1, from draft logits
@@ -164,10 +175,9 @@ class Sampler:
         their text is not needed."""
         level, keys, lengths = depth - 1, self._keys, self._lengths
         settings = self._settings if ids is None else self._settings.of_tokens(ids)
-        levels = torch.full(logits.shape[:2], level, device=self._device)
         processed = self._biased(_widened(logits), settings)
-        processed = self._unstopped(processed, levels, slice(None), settings)
-        return Nodes(processed, levels, settings, keys, lengths, self._levels, level, ids)
+        processed = self._unstopped(processed, level, slice(None), settings)
+        return Nodes(processed, level, settings, keys, lengths, self._levels, ids)
 
     def _process(self, tree: TokenTree, logits: Tensor, part: slice, settings: Settings) -> Tensor:
         """All stages before the temperature; ``logits`` itself where there are none."""
@@ -190,7 +200,9 @@ class Sampler:
         logits = _widened(logits)
         return logits + settings.bias.to(logits.dtype)
 
-    def _unstopped(self, logits: Tensor, depth: Tensor, part: slice, settings: Settings) -> Tensor:
+    def _unstopped(
+        self, logits: Tensor, depth: Tensor | int, part: slice, settings: Settings
+    ) -> Tensor:
         """Ban what would end a row before its ``min_new_tokens``, node by node."""
         early = (row.num_generated < row.params.min_new_tokens for row in self._rows[part])
         if settings.banned is None or not any(early):
@@ -226,4 +238,4 @@ class Sampler:
 
 def _widened(logits: Tensor) -> Tensor:
     """In the precision of all later stages: float64 stays, anything else becomes float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

@@ -16,6 +16,22 @@ Index = Tensor | slice
 """Which rows of a batch: ``slice(None)`` for all of them, which costs no copy."""
 
 
+def chosen(values: Tensor, rows: Index) -> Tensor:
+    """``values[rows]``, without an operation where these are all."""
+    return values if isinstance(rows, slice) else values[rows]
+
+
+def joined(groups: Sequence[tuple[Index, Tensor]], num_rows: int) -> Tensor:
+    """[b, ...] from the parts [g, ...] of groups that make up all ``num_rows`` = b."""
+    first = groups[0][1]
+    if len(groups) == 1:
+        return first
+    whole = first.new_empty(num_rows, *first.shape[1:])
+    for rows, part in groups:
+        whole[rows] = part
+    return whole
+
+
 @dataclass(eq=False)
 class Row:
     """One request: its settings and its text so far, the root of the next tree included."""
@@ -57,6 +73,8 @@ class Settings:
     filtered: Index | None
     temperature: Tensor
     """[b, 1, 1] float64; 1 for greedy rows."""
+    is_tempered: bool
+    """Whether one of them is not 1."""
     top_k: Tensor
     """[b, 1] int64."""
     top_p: Tensor
@@ -104,6 +122,7 @@ class Settings:
             free=group([not p.is_greedy and not f for p, f in zip(params, filtered, strict=True)]),
             filtered=group([not p.is_greedy and f for p, f in zip(params, filtered, strict=True)]),
             temperature=cube([p.temperature or 1.0 for p in params]),
+            is_tempered=any(p.temperature not in (0, 1) for p in params),
             top_k=column([p.top_k or vocab_size for p in params], torch.int64),
             top_p=column([p.top_p if p.top_p < 1 else torch.inf for p in params]),
             min_p=column([p.min_p for p in params]),

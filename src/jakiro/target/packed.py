@@ -25,9 +25,10 @@ class PackedLinear(nn.Linear):
 
     blocked: Tensor
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, is_warm: bool = False) -> Tensor:
+        """``is_warm``: the blocked weight was read a moment ago, so one row takes it as well."""
         usual = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-        if usual or input.numel() == self.in_features:
+        if usual or (input.numel() == self.in_features and not is_warm):
             return F.linear(input, self.weight, self.bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             input, self.blocked, self.bias, "none", [], ""

@@ -150,14 +150,12 @@ class _Trial:
                 target.prefill(part, cache, row, self.needs)
         first = self._tree(self.parents, 1)
         early = target.verify(first, cache, self.needs)
-        path = torch.tensor([self.path] * rows)
-        deepest = torch.full((rows,), len(self.path) - 1)
-        cache.commit(Verdict(path, deepest, deepest))
+        cache.commit(Verdict([list(self.path)] * rows, [0] * rows))
         # A second tree that starts from what the commit left in the cache.
         second = self._tree(self.parents[:3], 1 + len(self.parents))
         late = target.verify(second, cache, self.needs)
         kept = [
-            prompt + first.tokens[row, path[row]].tolist()
+            prompt + first.tokens[row, list(self.path)].tolist()
             for row, prompt in enumerate(self.prompts)
         ]
         found = [

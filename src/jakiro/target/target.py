@@ -20,7 +20,7 @@ from jakiro.target.families import causal_lm, head_transform, windows
 from jakiro.target.features import LAST_FEATURE, NO_FEATURES, FeatureSpec
 from jakiro.target.modules import shared_copy
 from jakiro.target.output import TargetOutput
-from jakiro.target.packed import packed_view
+from jakiro.target.packed import PackedLinear, packed_view
 from jakiro.target.probe import Route, probe
 from jakiro.target.registered import tree_attention
 from jakiro.tree.token_tree import TokenTree
@@ -165,10 +165,12 @@ class Target:
             tree = tree.padded(num_known + bucket(num_fed))
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
         tokens = tree.tokens[:, num_known:]
-        # Padding nodes may lie past the context edge; learned positions have no entry there.
-        where = positions(tree, lengths)[:, num_known:].clamp_max(self.context_length - 1)
+        where = positions(tree, lengths)[:, num_known:]
+        if max(lengths) + tree.num_nodes > self.context_length:
+            # Padding nodes may lie past the edge; learned positions have no entry there.
+            where = where.clamp_max(self.context_length - 1)
         is_lone = tokens.shape[1] == 1 and self._compiled is None
-        if is_lone and cache.aligned and (not num_known or _is_chain(tree)):
+        if is_lone and cache.aligned and (not num_known or tree.is_chain):
             # Nothing to hide: every slot is its own position, and the model knows its windows.
             return self.forward(tokens, where, None, cache, needs)
         if self.route == "registered":
@@ -192,7 +194,7 @@ class Target:
         self, tree: TokenTree, cache: KVCache, needs: FeatureSpec, num_known: int
     ) -> TargetOutput:
         """One maskless forward per row: in a chain, slots are positions."""
-        if not _is_chain(tree):
+        if not tree.is_chain:
             raise ConfigError(
                 f"{self.config.model_type} can only check chains, but the draft branches; "
                 "use a chain, for example chain:5"
@@ -236,7 +238,9 @@ class Target:
 
     def lm_head(self, features: Tensor) -> Tensor:
         """Logits [.., V] of last features [.., H]: head, then the family's scale and soft cap."""
-        return self._head_transform(self._runner.get_output_embeddings()(features))
+        head = self._runner.get_output_embeddings()
+        is_packed = isinstance(head, PackedLinear)
+        return self._head_transform(head(features, is_warm=True) if is_packed else head(features))
 
     def lm_head_of(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """``lm_head`` for the tokens ``ids`` [D] alone: from [.., H] to [.., D]. The rows of the
@@ -297,9 +301,3 @@ def _wanted_states(needs: FeatureSpec) -> bool | int:
     """What ``output_hidden_states`` should say: the one number where the last state is all, else
     all of them or none. (Lists of numbers mean other states in 5.19 than in 5.23.)"""
     return -1 if needs == LAST_FEATURE else bool(needs.indices)
-
-
-def _is_chain(tree: TokenTree) -> bool:
-    """Whether every valid node hangs below the one before it."""
-    before = torch.arange(-1, tree.num_nodes - 1, device=tree.parents.device)
-    return not bool(((tree.parents != before) & tree.valid).any())

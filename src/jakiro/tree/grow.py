@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jakiro.tree.numbers import counting
 from jakiro.tree.shapes import Path, TreePlan
 from jakiro.tree.token_tree import TokenTree
 
@@ -65,7 +68,8 @@ def best(scores: Tensor, above: Nodes, counts: Sequence[int], level: int) -> tup
 
 @dataclass(eq=False)
 class _Pool:
-    """All nodes made so far, in creation order; parents are pool indices, -1 for the root."""
+    """All nodes made so far, in creation order. Parents are numbered like them from 1, 0 is the
+    root."""
 
     tokens: list[Tensor]
     parents: list[Tensor]
@@ -121,24 +125,39 @@ def _dynamic(
     plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, choose: Choose
 ) -> _Pool:
     """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case."""
-    pool, width = _Pool([], [], []), plan.width
+    width = plan.width
     tokens, made = choose(*_root(root_scores), [width], 1)
     tokens, scores = tokens[:, 0], made.scores[:, 0]
-    pool.add(tokens, torch.full_like(tokens, -1), scores)
-    chosen, parent_rows = torch.arange(width, device=tokens.device), torch.zeros_like(tokens)
-    chosen, first = chosen.expand_as(tokens), 0
+    parent_rows = torch.zeros_like(tokens)
+    pool = _Pool([tokens], [parent_rows], [scores])
+    # Of each level the places of the nodes that are expanded; of the first level all.
+    expanded = [counting(width, tokens.device).expand_as(tokens)]
     for level in range(1, depth):
         found = expand(Frontier(tokens, parent_rows, level))
         if found is None:
             break
         children, made = choose(found, Nodes(scores, scores), [width] * width, level + 1)
         below, tokens = made.scores.flatten(1), children.flatten(1)
-        pool.add(tokens, (chosen + first).repeat_interleave(width, dim=1), below)
-        first += width if level == 1 else width * width
+        pool.tokens.append(tokens)
+        pool.scores.append(below)
         if level + 1 < depth:
             scores, chosen = below.topk(width, dim=1)
             parent_rows, tokens = chosen // width, tokens.gather(1, chosen)
+            expanded.append(chosen)
+    if num_fed := len(pool.tokens) - 1:
+        firsts = _firsts(width, num_fed, tokens.device)
+        numbers = torch.cat(expanded[:num_fed], 1) + firsts
+        pool.parents.append(numbers.repeat_interleave(width, dim=1))
     return pool
+
+
+@lru_cache
+def _firsts(width: int, num_levels: int, device: torch.device) -> Tensor:
+    """[L W]: for each of the W expanded nodes of L levels, the number of its level's first node."""
+    ends = accumulate([width] + [width * width] * (num_levels - 2), initial=1)
+    return torch.tensor([first for first in ends for _ in range(width)], device=device)[
+        : num_levels * width
+    ]
 
 
 def _beam(plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, choose: Choose) -> _Pool:
@@ -154,7 +173,7 @@ def _beam(plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, choos
         values, kept = made.values.flatten(1).topk(width, dim=1)
         tokens, parent_rows = children.flatten(1).gather(1, kept), kept // width
         above = Nodes(made.scores.flatten(1).gather(1, kept), values)
-        first = -1 if level == 1 else (level - 2) * width
+        first = 0 if level == 1 else 1 + (level - 2) * width
         pool.add(tokens, parent_rows + first, above.scores)
         if level < depth:
             found = expand(Frontier(tokens, parent_rows, level))
@@ -167,7 +186,7 @@ def _static(
     """A fixed shape: only nodes that have children are expanded, each once."""
     pool = _Pool([], [], [])
     rows, device = len(root_scores), root_scores.device
-    number = {(): -1} | {path: i for i, path in enumerate(plan.paths)}
+    number = {path: i for i, path in enumerate([(), *plan.paths])}
     # Paths are sorted, so the last child of each has the highest rank.
     fans = {path[:-1]: path[-1] + 1 for path in plan.paths}
     columns: dict[Path, int] = {(): 0}
@@ -204,19 +223,13 @@ def _rerank(roots: Tensor, pool: _Pool, budget: int) -> TokenTree:
     A child never scores above its parent and is created after it, so a *stable* descending sort
     keeps the selection closed under parents even when scores tie.
     """
-    tokens, parents = torch.cat(pool.tokens, 1), torch.cat(pool.parents, 1)
-    scores = torch.cat(pool.scores, 1).float()
-    if tokens.shape[1] > budget:
+    tokens = torch.cat([roots[:, None], *pool.tokens], 1)
+    parents, scores = torch.cat(pool.parents, 1), torch.cat(pool.scores, 1).float()
+    if scores.shape[1] > budget:
         order = scores.sort(dim=1, descending=True, stable=True).indices
         kept = order[:, :budget].sort(dim=1).values
-        tokens, scores = tokens.gather(1, kept), scores.gather(1, kept)
-        wanted = parents.gather(1, kept)
-        parents = torch.where(wanted < 0, -1, torch.searchsorted(kept, wanted.clamp_min(0)))
-    valid = scores > -torch.inf
-    rootwise = torch.ones_like(roots[:, None])
-    return TokenTree(
-        tokens=torch.cat([roots[:, None], tokens], 1),
-        parents=torch.cat([-rootwise, parents + 1], 1),
-        valid=torch.cat([rootwise.bool(), valid], 1),
-        scores=torch.cat([torch.zeros_like(scores[:, :1]), scores], 1),
-    )
+        numbers = F.pad(kept + 1, (1, 0))
+        parents = torch.searchsorted(numbers, parents.gather(1, kept))
+        tokens, scores = tokens.gather(1, numbers), scores.gather(1, kept)
+    scores = F.pad(scores, (1, 0))
+    return TokenTree(tokens, F.pad(parents, (1, 0), value=-1), scores > -torch.inf, scores)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Listed(NamedTuple):
+    """A tree as numbers of the host, [B][N] each; ``valid`` is 1 or 0."""
+
+    tokens: list[list[int]]
+    parents: list[list[int]]
+    valid: list[list[int]]
+    depth: list[list[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +75,8 @@ class TokenTree:
     def ancestors(self) -> Tensor:
         """[B, N, N] bool: ``[b, i, j]`` is True when j is i or an ancestor of i."""
         size = self.num_nodes
+        if size == 1:
+            return torch.ones_like(self.valid)[:, None]
         # A node sees itself and all that its parent sees: x = 1 + P x, whole numbers throughout.
         links = torch.zeros(self.num_rows, size, size, device=self.tokens.device)
         links.scatter_(2, self.parents.clamp_min(0)[:, :, None], -1.0)
@@ -77,6 +89,17 @@ class TokenTree:
     def depth(self) -> Tensor:
         """[B, N] int64: edges between the root and each node."""
         return self.ancestors.sum(-1) - 1
+
+    @cached_property
+    def listed(self) -> Listed:
+        """On the host, in one transfer."""
+        return Listed(*torch.stack([self.tokens, self.parents, self.valid, self.depth]).tolist())
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every valid node hangs below the one before it."""
+        before = torch.arange(-1, self.num_nodes - 1, device=self.parents.device)
+        return not bool(((self.parents != before) & self.valid).any())
 
     @cached_property
     def has_children(self) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict, accepted_path
+from jakiro.tree.verdict import Verdict
 from jakiro.verify.match import match
 
 
@@ -43,10 +43,8 @@ def block(tree: TokenTree, nodes: NodeView) -> Verdict:
     has_passed[:, 0] = True
     # A prefix is kept if it or a longer one has passed.
     accepted = has_passed.flip(1).int().cummax(1).values.flip(1).bool()
-    path, num_accepted = accepted_path(accepted)
-    rows = torch.arange(tree.num_rows, device=valid.device)
-    here = num_accepted
+    rows, here = torch.arange(tree.num_rows, device=valid.device), accepted.sum(-1) - 1
     excess = residual[rows, here.clamp(max=residual.shape[1] - 1)]
     is_cut = ~is_last[rows, here] & (excess.sum(-1) > 0)
     bonus = torch.where(is_cut, nodes.draws.draw(excess, here), nodes.choice[rows, here])
-    return Verdict(path, num_accepted, bonus)
+    return Verdict.of(accepted, bonus)

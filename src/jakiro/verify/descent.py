@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict, accepted_path
+from jakiro.tree.verdict import Verdict
 from jakiro.verify.match import match
 
 
@@ -70,12 +70,12 @@ def descend(
         trial = _chosen(stays, refuse(trial, token), trial)
         last = torch.where(arrived, child, last)
         tried = torch.where(on_trial, child, tried).masked_fill(arrived, 0)
-    path, num_accepted = accepted_path(tree.ancestors[rows, last])
     bonus = nodes.choice[rows, last]
     if trial is not None:
         # Where nothing was refused below the path, the bonus is the target's own choice.
-        bonus = torch.where(tried > 0, nodes.draws.draw(trial.rest, num_accepted), bonus)
-    return Verdict(path, num_accepted, bonus)
+        drawn = nodes.draws.draw(trial.rest, tree.depth[rows, last])
+        bonus = torch.where(tried > 0, drawn, bonus)
+    return Verdict.of(tree.ancestors[rows, last], bonus)
 
 
 def excess(target: Tensor, draft: Tensor) -> Tensor:

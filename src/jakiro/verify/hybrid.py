@@ -6,7 +6,7 @@ import torch
 
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict, accepted_path
+from jakiro.tree.verdict import Verdict
 from jakiro.verify.descent import excess
 from jakiro.verify.match import match
 
@@ -53,5 +53,4 @@ def hybrid(tree: TokenTree, nodes: NodeView) -> Verdict:
         if not moves.any():
             break
         here, depth = torch.where(moves, child, here), depth + moves.long()
-    path, num_accepted = accepted_path(tree.ancestors[rows, here])
-    return Verdict(path, num_accepted, token)
+    return Verdict.of(tree.ancestors[rows, here], token)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict, accepted_path
+from jakiro.tree.verdict import Verdict
 
 
 def match(tree: TokenTree, nodes: NodeView) -> Verdict:
@@ -15,14 +13,16 @@ def match(tree: TokenTree, nodes: NodeView) -> Verdict:
     With position-keyed noise the choice at a node does not depend on the tree, so this one rule
     serves every temperature: the text is that of plain decoding with the same seed.
     """
-    if tree.num_nodes == 1:  # nothing was drafted: only the bonus is left
-        root = torch.zeros_like(tree.tokens)
-        return Verdict(root, root[:, 0], nodes.choice[:, 0])
-    parents = tree.parents.clamp_min(0)
-    agrees = tree.valid & (tree.tokens == nodes.choice.gather(1, parents))
-    agrees[:, 0] = True
-    accepted = (agrees[:, None, :] | ~tree.ancestors).all(-1)
-    # Siblings are distinct, so the accepted nodes are one path.
-    path, num_accepted = accepted_path(accepted)
-    bonus = nodes.choice.gather(1, path[:, -1:])[:, 0]
-    return Verdict(path, num_accepted, bonus)
+    choices = nodes.listed.choice
+    paths = [_path(*row) for row in zip(*tree.listed[:3], choices, strict=True)]
+    ends = zip(choices, paths, strict=True)
+    return Verdict(paths, [choice[path[-1]] for choice, path in ends])
+
+
+def _path(tokens: list[int], parents: list[int], valid: list[int], choice: list[int]) -> list[int]:
+    """One way down is enough: children come after their parent, and siblings are distinct."""
+    path, last = [0], 0
+    for node, parent in enumerate(parents):
+        if parent == last and tokens[node] == choice[last] and valid[node]:
+            path.append(last := node)
+    return path

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict, accepted_path
+from jakiro.tree.verdict import Verdict
 from jakiro.verify.descent import excess, without
 from jakiro.verify.match import match
 
@@ -41,10 +41,9 @@ def traversal(tree: TokenTree, nodes: NodeView) -> Verdict:
         parent = tree.parents[rows, here]
         state.remove(rows[up], parent[up], here[up])
         here = torch.where(down, child, torch.where(up, parent, here))
-    path, num_accepted = accepted_path(tree.ancestors[rows, here])
-    drawn = nodes.draws.draw(state.target[rows, here], num_accepted)
+    drawn = nodes.draws.draw(state.target[rows, here], tree.depth[rows, here])
     bonus = torch.where(state.is_cut[rows, here], drawn, nodes.choice[rows, here])
-    return Verdict(path, num_accepted, bonus)
+    return Verdict.of(tree.ancestors[rows, here], bonus)
 
 
 class _State:

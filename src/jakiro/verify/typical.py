@@ -6,7 +6,7 @@ import torch
 
 from jakiro.sampling.process import NodeView
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict, accepted_path
+from jakiro.tree.verdict import Verdict
 
 EPSILON = 0.09
 DELTA = 0.3
@@ -38,5 +38,4 @@ def typical(tree: TokenTree, nodes: NodeView) -> Verdict:
     longest = stays & (tree.depth == (tree.depth * stays).amax(-1, keepdim=True))
     last = total.masked_fill(~longest, -torch.inf).argmax(-1, keepdim=True)
     accepted = tree.ancestors.gather(1, last[:, :, None].expand(-1, 1, tree.num_nodes))[:, 0]
-    path, num_accepted = accepted_path(accepted)
-    return Verdict(path, num_accepted, nodes.choice.gather(1, last)[:, 0])
+    return Verdict.of(accepted, nodes.choice.gather(1, last)[:, 0])
