@@ -254,15 +254,15 @@ def assert_draft_cache_is_fresh(
 ) -> None:
     """The pairs fed so far end before the root of the *last* cycle."""
     length = drafter._cache.lengths[row]
-    waiting = len(drafter._features[row])
-    assert length + waiting == len(text) - 1, "one row per pair, now or at the next catch-up"
+    waiting = torch.cat(drafter._features[row])
+    assert length + len(waiting) == len(text) - 1, "one row per pair, now or at the next catch-up"
     fresh, cache = FeatureDrafter(drafter.head, target), target.new_cache()
     with torch.inference_mode():
         cache.admit()
         out = target.prefill(text[:-1], cache, 0, drafter.needs)
         assert out.features is not None
         fresh.begin(text[: length + 1], out.features[0, : length + 1])
-    torch.testing.assert_close(drafter._features[row], out.features[0, length:], atol=1e-9, rtol=0)
+    torch.testing.assert_close(waiting, out.features[0, length:], atol=1e-9, rtol=0)
     if length:
         for found, wanted in zip(drafter._cache.content(row), fresh._cache.content(0), strict=True):
             torch.testing.assert_close(found, wanted, atol=1e-9, rtol=0)
