@@ -246,8 +246,9 @@ def test_tools_reach_the_template(client: TestClient, speaker: Any) -> None:
     ids = post(client, "/tokenize", body).json()["tokens"]
     assert speaker.decode(ids) == "[look;]u:hello\na:"
     assert post(client, "/detokenize", {"tokens": ids}).json() == {"prompt": speaker.decode(ids)}
-    asked = post(client, CHAT, chat(tools=[tool])).json()
-    assert asked["usage"]["prompt_tokens"] == len("[look;]u:hello\na:")
+    for choice, told in (("auto", "[look;]"), ("none", "")):
+        asked = post(client, CHAT, chat(tools=[tool], tool_choice=choice)).json()
+        assert asked["usage"]["prompt_tokens"] == len(f"{told}u:hello\na:")
 
 
 def test_the_state_is_told(client: TestClient) -> None:

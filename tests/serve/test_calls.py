@@ -100,6 +100,17 @@ def test_only_what_is_asked_for_is_a_call() -> None:
         assert (len(said.calls), said.text) == (num_calls, "" if num_calls else twice)
 
 
+def test_the_template_sees_earlier_calls_as_objects() -> None:
+    function = {"name": "look", "arguments": '{"at": "größe"}'}
+    call = {"id": "1", "type": "function", "function": function}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    (message,) = ChatRequest.model_validate(chat(messages=[turn])).messages
+    seen = call | {"function": {"name": "look", "arguments": {"at": "größe"}}}
+    assert message.as_template() == turn | {"tool_calls": [seen]}
+    asked = ChatRequest.model_validate(chat(tools=TOOLS))
+    assert [tool.as_template() for tool in asked.tools_told] == TOOLS
+
+
 @pytest.fixture(scope="module")
 def place(request: Any, model: Any, speaker: Any) -> Iterator[tuple[TestClient, Any]]:
     """A server whose template speaks of tags, which are tokens, or does not; its tokenizer."""
