@@ -3,7 +3,8 @@
     make fuzz
 
 Starts ``jakiro serve`` with the bundled pair. Bodies name the served model and ask for few tokens,
-so that more of them get past the first checks.
+and every second round has a plain conversation or prompt, so that more of them get past the first
+checks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from schemathesis.generation.modes import GenerationMode
 
 from scripts.server import Server
 
+HELLO = [{"role": "user", "content": "hello"}]
+PLAIN: dict[str, dict[str, Any]] = {
+    "POST /v1/chat/completions": {"messages": HELLO, "response_format": None},
+    "POST /v1/completions": {"prompt": "hello", "response_format": None},
+}
+"""Fields of these routes, and what stands in them in every second round."""
 NUM_EXAMPLES = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 
 
@@ -36,14 +43,19 @@ def fuzz(url: str, model: str) -> dict[str, dict[int, int]]:
     seen: dict[str, dict[int, int]] = {}
     for found in schema.get_all_operations():
         operation = found.ok()
+        codes = seen.setdefault(operation.label, {})
+        plain = PLAIN.get(operation.label, {})
+        fixed = {"model": model} | ({"max_tokens": 4, "n": 1} if plain else {})
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             cases = operation.as_strategy(generation_mode=mode)
-            put(cases, model, seen.setdefault(operation.label, {}))
+            put(cases, fixed, codes)
+            if plain:
+                put(cases, fixed | plain, codes)
     return seen
 
 
-def put(cases: Any, model: str, codes: dict[int, int]) -> None:
-    """Send examples of ``cases`` and count how they end."""
+def put(cases: Any, fixed: dict[str, Any], codes: dict[int, int]) -> None:
+    """Send examples of ``cases``, with ``fixed`` in them, and count how they end."""
 
     @settings(
         max_examples=NUM_EXAMPLES,
@@ -55,7 +67,7 @@ def put(cases: Any, model: str, codes: dict[int, int]) -> None:
     @given(cases)
     def send(case: Any) -> None:
         if isinstance(case.body, dict) and "model" in case.body:
-            case.body |= {"model": model} | ({"max_tokens": 4} if "n" in case.body else {})
+            case.body |= fixed
         response = case.call(timeout=120)
         codes[response.status_code] = codes.get(response.status_code, 0) + 1
         assert response.status_code < 500, f"{case.as_curl_command()}\n{response.text}"

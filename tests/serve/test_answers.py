@@ -161,7 +161,7 @@ def test_a_deadline_ends_an_answer_with_what_there_is(
             choice["message"]["content"][: len(whole)] == whole[: len(choice["message"]["content"])]
         )
     late = client.post(CHAT, json=body | {"jakiro": {"deadline_s": 0.5}})
-    assert (late.status_code, late.json()["error"]["code"]) == (503, "deadline")
+    assert (late.status_code, late.json()["error"]["code"]) == (408, "deadline")
 
 
 def test_an_answer_can_be_asked_for_without_drafts(client: TestClient) -> None:

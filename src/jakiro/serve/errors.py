@@ -71,11 +71,10 @@ def shutting_down() -> ApiError:
 def not_begun() -> ApiError:
     """The deadline came before the first token."""
     return ApiError(
-        503,
+        408,
         "the deadline came before the answer was begun; give it more time or come again later",
-        kind="server_error",
+        kind="timeout_error",
         code="deadline",
-        headers={"Retry-After": "5"},
     )
 
 
