@@ -82,8 +82,9 @@ class Controller(Policy):
         # What is done by default, and what in this cycle; None: plain decoding.
         self._choice: Choice | None = self._whole
         self._running: Choice | None = self._whole
-        self._is_stale = self._is_probe = False
-        self._wait = self._left = WAITS[False][0]
+        self._is_stale = self._has_new = self._is_probe = False
+        self._waits = {is_off: first for is_off, (first, _) in WAITS.items()}
+        self._left = self._waits[False]
         self._num_cycles = self._num_off = self._num_idle = self._num_probes = 0
         self._num_new = 0
         self._context, self._caps = 0.0, [1]
@@ -92,10 +93,7 @@ class Controller(Policy):
 
     def begin(self) -> None:
         self._acceptance.begin()
-        self._is_stale = True
-        if self._choice is None:
-            self._wait = max(WAITS[True][0], self._wait // 2)
-            self._left = min(self._left, self._wait)
+        self._is_stale = self._has_new = True
 
     def keep(self, rows: list[int]) -> None:
         self._acceptance.keep(rows)
@@ -103,6 +101,10 @@ class Controller(Policy):
 
     def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
         self._context, self._caps = sum(lengths) / len(lengths), caps
+        if self._has_new and self._choice is None:  # once for all that come together
+            self._waits[True] = max(WAITS[True][0], self._waits[True] // 2)
+            self._left = min(self._left, self._waits[True])
+        self._has_new = False
         if self._is_stale:
             self._decide()
         self._left -= 1
@@ -151,7 +153,7 @@ class Controller(Policy):
         if max(off, float(rates[best])) > HYSTERESIS * now:
             was_off, self._choice = self._choice is None, None if off >= rates[best] else best
             if was_off != (self._choice is None):
-                self._wait = self._left = WAITS[not was_off][0]
+                self._left = self._waits[not was_off]
 
     def _probe(self) -> Choice | None:
         """What is not done at present. While drafting is off, the draft that promises most; else
@@ -171,8 +173,10 @@ class Controller(Policy):
             self._running is not None
             and num_tokens * self._plain_ms() > len(self._caps) * self._cost()[self._running]
         )
-        self._wait = 1 if is_off and pays else min(2 * self._wait, WAITS[is_off][1])
-        self._left = self._wait
+        if is_off and pays:
+            self._waits[is_off], self._left = WAITS[is_off][0], 1
+        else:
+            self._left = self._waits[is_off] = min(2 * self._waits[is_off], WAITS[is_off][1])
 
     @staticmethod
     def _best(rates: Array) -> Choice:
