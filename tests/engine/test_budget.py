@@ -147,7 +147,7 @@ def test_levels_above_a_poor_last_one_are_judged_by_themselves() -> None:
     machine = Machine(CHAIN, table, last=0.2)
     machine.run(600, lambda _: 0.9)
     late = [0 if plan is None else plan.depth for plan in machine.plans[200:]]
-    assert np.median(late) == 8
+    assert np.median(late) >= 6
 
 
 def test_a_request_unlike_the_others_is_soon_known() -> None:

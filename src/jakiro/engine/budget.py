@@ -48,14 +48,14 @@ class _Pace:
     """Measured over predicted time, averaged."""
 
     value: float = 1.0
-    is_known: bool = False
+    count: int = 0
 
-    def learn(self, measured: float, predicted: float) -> None:
-        ratio = measured / max(predicted, 1e-6)
-        # A stall of the machine is no cost of the plan.
-        ratio = min(ratio, 1.5 * self.value) if self.is_known else ratio
-        self.value += (PROBE_WEIGHT if self.is_known else 1.0) * (ratio - self.value)
-        self.is_known = True
+    def learn(self, measured: float, predicted: float, bound: float = 2.0) -> None:
+        """At most ``bound`` times as much as before is believed: a stall of the machine, or the
+        first use of a size, is no cost of the plan."""
+        ratio = min(measured / max(predicted, 1e-6), bound * self.value)
+        self.count += 1
+        self.value += max(PROBE_WEIGHT, 1 / (1 + self.count)) * (ratio - self.value)
 
 
 class Controller(Policy):
@@ -203,7 +203,7 @@ class Controller(Policy):
     def _plain_ms(self, pace: float | None = None) -> float:
         """A cycle without a draft; until one has been seen, it is as fast or slow as others."""
         if pace is None:
-            pace = self._plain.value if self._plain.is_known else self._drafted.value
+            pace = self._plain.value if self._plain.count else self._drafted.value
         return pace * float(self._verify_ms(np.array(1)))
 
     def _verify_ms(self, nodes: np.typing.NDArray[np.int64]) -> Array:
@@ -232,8 +232,10 @@ class Controller(Policy):
     def _learn_draft(self, place: Choice, tree: TokenTree, verdict: Verdict, times: Times) -> None:
         part = self._plans[place]
         last = min(part.depth, max(self._caps))
-        if self._num_idle == 0:  # else it had to catch up first
-            self._drafting.learn(times.draft_ms, float(self._sheet.draft[last - 1, place[1]]))
+        # After cycles without a draft it had to catch up first, and took no less than it needs.
+        bound = 1.0 if self._num_idle else 2.0
+        draft = float(self._sheet.draft[last - 1, place[1]])
+        self._drafting.learn(times.draft_ms, draft, bound)
         self._drafted.learn(times.rest_ms, float(self._verify_ms(np.array(tree.num_nodes))))
         filled = (tree.num_nodes - 1) / self._nodes[last - 1, place[1]]
         self._fill += PROBE_WEIGHT * (filled - self._fill)
