@@ -66,7 +66,7 @@ VARIANTS = {
 with the methods of one head: every number of experts from 1 to 5, of contrasts from 0 to 2, every
 kind of branches, and a draft vocabulary."""
 SIZES_OF_ALL = SIZES | {name: SIZES["wide"] | kind for name, kind in VARIANTS.items()}
-SIMILAR = ("eagle1", "jakiro_star", "specdec_pp", "pearl")
+SIMILAR = ("eagle1", "jakiro_star", "specdec_pp", "pearl", "sjd")
 """Methods that are another one with another tree, kind of head or end: tested like its variants."""
 NARROW_MODEL = {
     "hidden_size": 16,
@@ -178,7 +178,8 @@ def variant_cases() -> list[str]:
 
 
 def untrained_cases() -> list[str]:
-    return [entry.name for entry in registry.ENTRIES.values() if entry.made_of == "nothing"]
+    free = [entry.name for entry in registry.ENTRIES.values() if entry.made_of == "nothing"]
+    return [name for name in free if name not in SIMILAR]
 
 
 def view_cases() -> list[str]:

@@ -12,23 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jakiro.drafters.base import Drafter, DraftRequest
-from jakiro.target.output import TargetOutput
+from jakiro.drafters.base import DraftRequest
+from jakiro.drafters.iterated import Iterated
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.sketch import chain, stack
 from jakiro.tree.token_tree import TokenTree
-from jakiro.tree.verdict import Verdict
 
 
 @dataclass(eq=False)
 class _Row:
     prompt: list[int]
     chance: random.Random
-    behind: list[Tensor]
-    """Logits [V] of the nodes behind the last accepted one's choice, which is the next root."""
 
 
-class Jacobi(Drafter):
+class Jacobi(Iterated):
     """Proposes the argmax of the last iteration's logits, with the noise of the positions if there
     is any: at T > 0, too, a guess is what the target would choose. Places never guessed before
     start with a random token of the prompt."""
@@ -37,35 +34,27 @@ class Jacobi(Drafter):
     plan = TreePlan.chain(8)
 
     def __init__(self) -> None:
+        super().__init__()
         self._rows: list[_Row] = []
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
-        self._rows.append(_Row(list(ids), random.Random(0), []))
+        super().begin(ids, features)
+        self._rows.append(_Row(list(ids), random.Random(0)))
 
     def draft(self, request: DraftRequest) -> TokenTree:
         limit = min(request.plan.depth, request.plan.budget)
         depths = [min(cap, limit) for cap in request.depth_caps]
         chains = [[root] for root in request.roots.tolist()]
         for depth in range(1, max(depths) + 1):
-            known = [
-                row.behind[depth - 1] if depth <= len(row.behind) else None for row in self._rows
-            ]
+            known = [behind[depth - 1] if depth <= len(behind) else None for behind in self._behind]
             guesses = self._guesses(known, depth, request)
             for row, tokens, guess, last in zip(self._rows, chains, guesses, depths, strict=True):
                 if depth <= last:
                     tokens.append(row.chance.choice(row.prompt) if guess is None else guess)
         return stack([chain(tokens) for tokens in chains], request.roots.device)
 
-    def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
-        for index, (row, path) in enumerate(zip(self._rows, verdict.paths, strict=True)):
-            parents, valid = tree.parents[index].tolist(), tree.valid[index].tolist()
-            row.behind, last = [], path[-1]
-            for node in range(last + 1, len(parents)):
-                if valid[node] and parents[node] == last:
-                    row.behind.append(out.logits[index, node])
-                    last = node
-
     def keep(self, rows: list[int]) -> None:
+        super().keep(rows)
         self._rows = [self._rows[row] for row in rows]
 
     def _guesses(

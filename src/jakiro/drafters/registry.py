@@ -189,6 +189,12 @@ ENTRIES = {
             "the target's last guesses, iterated",
             memory="one guess per node",
         ),
+        Entry(
+            "sjd",
+            "jakiro.drafters.sjd:Sjd",
+            "guesses drawn from the target's last laws, iterated; for image tokens",
+            memory="one law per node",
+        ),
         _view("layer_skip", "LayerSkip", "the target without every second layer"),
         _view(
             "swift", "Swift", "the target without the layers that a search while it runs leaves out"
