@@ -96,6 +96,8 @@ class Acceptance:
         self._rows = np.zeros((0, 2))
         # Of last levels: nodes expected if they were like others, and those accepted.
         self._last = np.zeros(2)
+        # As of the last time that somebody asked for gains, which is often enough for counting.
+        self._failing = self._made_failing()
 
     @property
     def num_rows(self) -> int:
@@ -122,7 +124,7 @@ class Acceptance:
         held = needed[:, :, None] <= self._budgets
         offered = held[:, :-1] & was_there[:, :, None] & within
         accepted = held[:, 1:] & offered
-        factors, failing = self._factors(), self._failing()
+        factors, failing = self._factors(), self._failing
         if last > 1:
             place = last - 1, part[1]
             of_last = offered[:, *place]
@@ -144,7 +146,8 @@ class Acceptance:
         """[depths, budgets]: accepted tokens to expect of a draft, summed over the rows; without
         any, those of one of which nothing is known."""
         factors = self._factors() if len(self._rows) else np.ones(1)
-        inner = 1 - np.minimum(1.0, factors[:, None, None] * self._failing())
+        self._failing = self._made_failing()
+        inner = 1 - np.minimum(1.0, factors[:, None, None] * self._failing)
         reached = np.cumprod(inner, axis=1)
         above = np.concatenate([np.ones_like(reached[:, :1]), reached[:, :-1]], axis=1)
         # A last level may be made in another way than others; the first one never is.
@@ -159,7 +162,7 @@ class Acceptance:
         """[rows]: how many times as often as others each fails."""
         return _shrunk(self._rows[:, 0], self._rows[:, 1], 1, ROW_PRIOR)
 
-    def _failing(self) -> Array:
+    def _made_failing(self) -> Array:
         """[depths, budgets]: chance that no child is accepted of an accepted node that has more
         than one level below it; 1 where not even its ancestors have room."""
         failing = np.ones(self.grid.shape)
