@@ -23,6 +23,7 @@ declare -A heads=(
   [jakiro_vocab1024]="$layer --method jakiro --expert-size 352 --draft-vocab 1024"
   [jakiro_vocab2048]="$layer --method jakiro --expert-size 352 --draft-vocab 2048"
   [medusa]="$common --method medusa --lr 2e-3 --tree-nodes 16"
+  [kangaroo]="$common --method kangaroo --lr 3e-3 --layers 4"
   [draft_model]="$common --method draft_model --lr 2e-3 --layers 2"
 )
 if [ $# -lt 4 ]; then
