@@ -11,6 +11,7 @@ With ``views`` or ``memory`` in place of ``table`` it is the report of the scrip
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -95,8 +96,9 @@ def methods() -> str:
         METHODS_INTRODUCTION,
         "## Drafters",
         "",
-        "| drafter | idea | needs | its own tree | sampled drafts | keeps, besides the target |",
-        "|---|---|---|---|---|---|",
+        "| drafter | idea | needs | its own tree | sampled drafts | keeps, besides the target "
+        "| file, lines |",
+        "|---|---|---|---|---|---|---|",
     ]
     for entry in ENTRIES.values():
         kind = entry.load()
@@ -107,9 +109,16 @@ def methods() -> str:
             _shape(kind.plan),
             "yes" if kind.can_sample else "no",
             entry.memory,
+            _file(kind),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", "## Rules", "", *matrix(), "", *_definitions()]) + "\n"
+
+
+def _file(kind: Callable[..., Any]) -> str:
+    """The file a method is in, and how long it is."""
+    file = Path(inspect.getfile(kind))
+    return f"`{file.name}`, {len(file.read_text(encoding='utf-8').splitlines())}"
 
 
 def _definitions() -> list[str]:
@@ -118,8 +127,9 @@ def _definitions() -> list[str]:
 
     lines = [
         DEFINITIONS_INTRODUCTION,
-        "| definition | the law | settings | needs | adds to a forward of the target | promise |",
-        "|---|---|---|---|---|---|",
+        "| definition | the law | settings | needs | adds to a forward of the target | promise "
+        "| file, lines |",
+        "|---|---|---|---|---|---|---|",
     ]
     for entry in ENTRIES.values():
         kind = entry.load()
@@ -130,6 +140,7 @@ def _definitions() -> list[str]:
             "a second model" if kind.needs_amateur else "nothing",
             entry.cost,
             f"`{kind.promise}`",
+            _file(kind),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -141,12 +152,13 @@ def matrix() -> list[str]:
     from jakiro.verify import RULES
 
     lines = [
-        f"| rule | promise | {' | '.join(KINDS)} | nodes |",
-        f"|---|---|{'---|' * len(KINDS)}---|",
+        f"| rule | promise | {' | '.join(KINDS)} | nodes | file, lines |",
+        f"|---|---|{'---|' * len(KINDS)}---|---|",
     ]
     for rule in RULES.values():
         cells = " | ".join("yes" if kind in rule.trees else "no" for kind in KINDS)
-        lines.append(f"| `{rule.name}` | `{rule.promise}` | {cells} | {rule.nodes} |")
+        start = f"| `{rule.name}` | `{rule.promise}` | {cells}"
+        lines.append(f"{start} | {rule.nodes} | {_file(rule.function)} |")
     return lines
 
 
