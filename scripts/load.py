@@ -103,7 +103,8 @@ async def answer(
     seen.whole_s.append(time.monotonic() - began)
     if counts[-1] > counts[0]:
         seen.token_s.append((last - first) / (counts[-1] - counts[0]))
-    seen.tau.append(done["jakiro"]["tau"])
+    if done["jakiro"]["num_forwards"]:  # an answer of one token has none
+        seen.tau.append(done["jakiro"]["tau"])
     seen.texts[f"{body['prompt']}\n{body['seed']}"] = text
 
 
