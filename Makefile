@@ -1,6 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 VLLM_ENV ?= build/vllm
 RAY_ENV ?= build/ray
 GUIDELLM_ENV ?= build/guidellm
@@ -21,7 +22,7 @@ demo: setup ## generate with the bundled pair: plain and Jakiro side by side
 	$(BIN)/jakiro demo
 
 test: setup ## the whole CPU suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-page: setup ## the page of the server in a real browser (needs Chromium: apt-get install chromium)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
@@ -29,7 +30,7 @@ test-page: setup ## the page of the server in a real browser (needs Chromium: ap
 
 oldest: setup ## the whole CPU suite on the oldest transformers that is supported
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/oldest transformers==5.19.0
-	PYTHONPATH=build/oldest $(BIN)/python -m pytest
+	PYTHONPATH=build/oldest $(PYTEST)
 
 check: setup ## lint, format, types, import rules
 	$(BIN)/ruff check .
