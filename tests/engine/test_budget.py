@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jakiro.engine.acceptance import needed
+from jakiro.engine.acceptance import Acceptance, Grid, needed
 from jakiro.engine.budget import Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import Costs
@@ -185,6 +185,25 @@ def test_rows_that_leave_take_their_rates_along() -> None:
     machine.num_rows = 1
     machine.run(20, lambda _: 0.9)
     assert machine.plans[-1] is not None
+
+
+def test_the_rates_that_stay_are_those_of_the_rows_that_stay() -> None:
+    """The first row fails always, the second never; each is judged alone after the other left."""
+    gains = []
+    for stays in (0, 1):
+        acceptance = Acceptance(Grid.of(CHAIN))
+        acceptance.begin()
+        acceptance.begin()
+        whole = np.arange(CHAIN.depth + 1, dtype=np.float64)
+        found = np.stack([np.where(whole > 0, np.inf, 0.0), whole])
+        for _ in range(10):
+            acceptance.count(found, (CHAIN.depth - 1, 0), [CHAIN.depth] * 2, CHAIN.depth)
+            both = acceptance.gains()[-1, 0]
+        acceptance.keep([stays])
+        assert acceptance.num_rows == 1
+        gains.append(acceptance.gains()[-1, 0])
+    assert gains[0] < 1 < 3 < gains[1]
+    assert sum(gains) == pytest.approx(both)
 
 
 def test_what_accepted_nodes_need() -> None:
