@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Train one of the heads that the suites name: same data, steps and optimiser, one setting changed.
-#   scripts/pico/head.sh NAME TARGET OUT DATA...
+#   [STEPS=4000] scripts/pico/head.sh NAME TARGET OUT DATA...
 # leaves it in OUT/NAME. Without arguments: the names and what each of them changes.
 set -euo pipefail
 
-common="--steps 4000 --batch-tokens 1024 --length 256 --warmup 200"
+steps=${STEPS:-4000}
+common="--steps $steps --batch-tokens 1024 --length 256 --warmup $((steps < 2000 ? steps / 10 : 200))"
 layer="$common --unroll 3 --lr 3e-3 --noise 0.05 --token-weight 0.5 --second-branch 0.1"
 # Experts share 704 columns (2 x 352), so mixtures of any size have the parameters of one expert of
 # 704 (869 thousand) to 0.3 %; the widest single expert makes up for the gate as well.
@@ -14,6 +15,8 @@ declare -A heads=(
   [eagle2_wide]="$layer --method eagle2 --expert-size 705"
   [eagle1]="$layer --method eagle1"
   [jakiro_decoupled]="$layer --method jakiro --expert-size 352 --branches decoupled"
+  [jakiro_decoupled_best]="$layer --method jakiro --expert-size 352 --branches decoupled --expert-share best"
+  [jakiro_decoupled_diverse]="$layer --method jakiro --expert-size 352 --branches decoupled --diversity 0.1"
   [jakiro_star]="$layer --method jakiro_star --expert-size 528"
   [jakiro_experts3]="$layer --method jakiro --expert-size 235 --num-experts 3"
   [jakiro_experts4]="$layer --method jakiro --expert-size 176 --num-experts 4"

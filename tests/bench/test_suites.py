@@ -92,7 +92,7 @@ def test_a_bad_suite_says_where(
 
 
 def test_an_unknown_suite_lists_the_known() -> None:
-    with pytest.raises(UnknownName, match=r"a TOML file, ablation, adversarial, auto, methods"):
+    with pytest.raises(UnknownName, match=r"a TOML file, ablation, adversarial, auto, heads, methods"):
         load_suite("papers")
 
 
@@ -117,7 +117,7 @@ def test_every_trained_head_of_a_suite_has_a_recipe() -> None:
     script = Path(__file__).parents[2] / "scripts" / "pico" / "head.sh"
     listed = subprocess.run(["bash", str(script)], check=True, capture_output=True, text=True)
     recipes = dict(line.split(": ") for line in listed.stdout.splitlines())
-    rows = [row for name in ("paper", "ablation") for row in load_suite(name).rows]
+    rows = [row for name in ("paper", "ablation", "heads") for row in load_suite(name).rows]
     free = {entry.name for entry in ENTRIES.values() if not entry.is_trained}
     assert {row.drafter for row in rows} - free <= recipes.keys()
     app = Typer()

@@ -21,7 +21,7 @@ def bench(
         str | None,
         typer.Option(
             help="Methods, tasks and temperatures by name (paper, others, auto, adversarial, "
-            "ablation, methods) or from a TOML file."
+            "ablation, heads, methods) or from a TOML file."
         ),
     ] = None,
     method: Annotated[
