@@ -26,7 +26,7 @@ from tests.families import llama_like
 from tests.target.test_view import IDS, filled, small_tree
 
 LOWEST = torch.finfo(torch.float64).min
-LENGTHS = [(12, 12), (12, 9)]
+LENGTHS = {"aligned": (12, 12), "ragged": (12, 9), "one is short": (4, 12)}
 
 
 def paths(tree: TokenTree, lengths: tuple[int, ...]) -> Iterator[tuple[int, int, list[int]]]:
@@ -37,7 +37,7 @@ def paths(tree: TokenTree, lengths: tuple[int, ...]) -> Iterator[tuple[int, int,
             yield row, node, IDS[:length] + own
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=["aligned", "ragged"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=list(LENGTHS))
 @pytest.mark.parametrize("scores", ["given", "file"])
 def test_streaming_heads_see_the_ends_and_the_others_everything(
     lengths: tuple[int, ...], scores: str, tmp_path: Path
@@ -79,7 +79,7 @@ def by_labels(labels: Tensor, count: int, length: int) -> Callable[..., tuple[Te
                 if place >= length:
                     short = [query[0, m, place, own] @ keys[:length, own].T for m in members]
                     worth = (torch.stack(short) * module.scaling).softmax(-1).amax(0)
-                    slots = [*worth.topk(count).indices.tolist(), *range(length, place + 1)]
+                    slots = [*worth.topk(min(count, length)).indices.tolist(), *range(length, place + 1)]
                 scores = query[0, head, place] @ keys[slots].T * module.scaling
                 mixed[head, place] = scores.softmax(-1) @ values[slots]
         return mixed.transpose(0, 1)[None], None
@@ -87,7 +87,7 @@ def by_labels(labels: Tensor, count: int, length: int) -> Callable[..., tuple[Te
     return attend
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=["aligned", "ragged"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=list(LENGTHS))
 def test_queries_see_the_tokens_that_their_labels_promise(lengths: tuple[int, ...]) -> None:
     model = llama_like("Llama", max_position_embeddings=64)()
     target = Target(model)

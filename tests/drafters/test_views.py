@@ -81,7 +81,9 @@ def test_an_early_exit_is_the_norm_and_head_over_a_middle_layer() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("lengths", [(12, 12), (12, 9)], ids=["aligned", "ragged"])
+@pytest.mark.parametrize(
+    "lengths", [(12, 12), (12, 9), (4, 12)], ids=["aligned", "ragged", "one is short"]
+)
 def test_a_sparse_view_sees_sinks_and_recent_tokens_only(lengths: tuple[int, ...]) -> None:
     """Against an uncached forward whose mask hides the middle from the nodes."""
     target, sinks, recent = world.target("mistral"), 2, 3

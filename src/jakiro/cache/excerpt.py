@@ -3,6 +3,7 @@ chosen slots only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -43,21 +44,27 @@ class Edges:
         return mask.gather(-1, self.slots.to(mask.device).view(shape).expand(*mask.shape[:-1], -1))
 
 
-class Excerpt(Cache):
-    """Shows of each aimed row of ``cache`` the ``Edges`` alone: its first ``num_first`` slots, and
-    ``num_last`` slots up to the last one it writes in this forward.
+def edges_of(lengths: Sequence[int], num_new: int, sinks: int, recent: int) -> Edges | None:
+    """What forwards look back on that see, behind rows of ``lengths`` committed slots, all
+    ``num_new`` slots written since, of the committed ones the first ``sinks`` and last ``recent``,
+    and all of a row that has no more. None where no row has."""
+    if max(lengths) <= sinks + recent:
+        return None
+    return Edges([length + num_new for length in lengths], sinks, recent + num_new)
 
-    ``cache`` must be aimed before, and masks must be of ``edges``.
+
+class Excerpt(Cache):
+    """Shows of each aimed row of ``cache`` its ``edges`` alone, the last of which is the last slot
+    that is written in this forward. ``cache`` must be aimed before, and masks must be of ``edges``.
     """
 
-    def __init__(self, cache: KVCache, ends: list[int], num_first: int, num_last: int) -> None:
+    def __init__(self, cache: KVCache, edges: Edges) -> None:
         super().__init__(layers=cache.layers)
-        self._cache = cache
-        self.edges = Edges(ends, num_first, num_last)
+        self._cache, self._edges = cache, edges
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """As ``KVCache.update``, but returns the chosen slots [B, kv_heads, K, dim]."""
         keys, values = self._cache.update(key_states, value_states, layer_idx)
-        return self.edges.of(keys), self.edges.of(values)
+        return self._edges.of(keys), self._edges.of(values)

@@ -77,7 +77,7 @@ class DoubleSparsity(Reader):
 
     def _attend(self, asked: Asked) -> Tensor | None:
         starts = [end - self._view.num_new for end in self._view.ends]
-        if self._labels is None or min(starts) <= self._num_tokens:
+        if self._labels is None or max(starts) <= self._num_tokens:
             return None
         slots = self._chosen(asked, starts)
         keys, values = _rows(asked.keys, slots), _rows(asked.values, slots)
@@ -86,6 +86,12 @@ class DoubleSparsity(Reader):
             shape = (*slots.shape[:2], hidden.shape[2], -1)
             every = hidden.expand(*shape[:3], -1)
             hidden = every.gather(3, slots[:, :, None].expand(*shape))
+            if min(starts) < self._num_tokens:
+                # A row with fewer tokens has chosen slots behind its text: its draft, twice.
+                end = torch.tensor(starts, device=slots.device)[:, None, None]
+                past = slots[..., : self._num_tokens] >= end
+                lowest = torch.finfo(hidden.dtype).min
+                hidden[..., : self._num_tokens].masked_fill_(past[:, :, None], lowest)
             hidden = hidden.repeat_interleave(asked.group, 1)
         return mix(asked.queries, keys, values, hidden, asked.scale)
 

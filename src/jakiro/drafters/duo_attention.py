@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jakiro.cache.deferred import mix
-from jakiro.cache.excerpt import Edges
+from jakiro.cache.excerpt import Edges, edges_of
 from jakiro.drafters.base import DraftRequest
 from jakiro.drafters.self_drafter import Reader
 from jakiro.errors import ConfigError
@@ -86,13 +86,14 @@ class DuoAttention(Reader):
         self._runs = [_runs(layer.tolist()) for layer in kinds]
 
     def _attend(self, asked: Asked) -> Tensor | None:
-        starts = [end - self._view.num_new for end in self._view.ends]
-        if not self._runs or min(starts) <= self._sinks + self._recent:
+        if asked.layer == 0:
+            new = self._view.num_new
+            starts = [end - new for end in self._view.ends]
+            self._edges = edges_of(starts, new, self._sinks, self._recent)
+        edges = self._edges
+        if not self._runs or edges is None:
             return None
-        if asked.layer == 0 or self._edges is None:
-            behind = self._recent + self._view.num_new
-            self._edges = Edges(self._view.ends, self._sinks, behind)
-        runs, edges, group = self._runs[asked.layer], self._edges, asked.group
+        runs, group = self._runs[asked.layer], asked.group
         near = None if asked.mask is None else edges.of_mask(asked.mask)
         mixed = []
         for is_whole, heads in runs:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from jakiro.cache.excerpt import Excerpt
+from jakiro.cache.excerpt import Excerpt, edges_of
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.cache.mask import additive, attendable, below
 from jakiro.drafters.base import Drafter, DraftRequest
@@ -240,10 +240,10 @@ class FeatureDrafter(Drafter):
         additive, over those that are ``_shown`` and all that are not committed, its own N last."""
         rows, new = pairs[0].shape
         self._cache.aim(slice(0, rows), new, num_fed)
-        seen: KVCache | Excerpt = self._cache
-        if self._window is not None and max(self._cache.lengths) > self._window + self._sinks:
-            ends = [length + num_fed + new for length in self._cache.lengths]
-            seen = Excerpt(self._cache, ends, self._sinks, self._window + num_fed + new)
+        edges = None
+        if self._window is not None:
+            edges = edges_of(self._cache.lengths, num_fed + new, self._sinks, self._window)
+        seen = self._cache if edges is None else Excerpt(self._cache, edges)
         run = self.head if self._compiled is None else self._compiled
         return self._forward(run, pairs, where, mask[:, None], seen, contrasts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from jakiro.cache.excerpt import Excerpt
+from jakiro.cache.excerpt import Excerpt, edges_of
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import additive, positions, tree_mask
 from jakiro.drafters.self_drafter import SelfDrafter
@@ -53,15 +53,14 @@ class _Sparse(View):
     ) -> TargetOutput:
         """See ``Target.verify``; positions are those of the whole text."""
         starts = cache.lengths[: tree.num_rows]
-        if min(starts) <= self._sinks + self._recent:
+        edges = edges_of(starts, tree.num_nodes, self._sinks, self._recent)
+        if edges is None:
             return super().verify(tree, cache, needs, num_known)
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
-        ends = [length + tree.num_nodes for length in starts]
-        excerpt = Excerpt(cache, ends, self._sinks, self._recent + tree.num_nodes)
         masks = {}
         for name, window in self.windows.items():
             mask = tree_mask(tree, starts, span, window)[:, num_known:]
-            masks[name] = additive(excerpt.edges.of_mask(mask), self.dtype)
+            masks[name] = additive(edges.of_mask(mask), self.dtype)
         where = positions(tree, starts)[:, num_known:].clamp_max(self.context_length - 1)
         mask_of_all = masks if len(masks) > 1 else next(iter(masks.values()))
-        return self.forward(tree.tokens[:, num_known:], where, mask_of_all, excerpt, needs)
+        return self.forward(tree.tokens[:, num_known:], where, mask_of_all, Excerpt(cache, edges), needs)
