@@ -1,4 +1,4 @@
-"""``jakiro import`` and ``jakiro export``, as a user runs them."""
+"""``jakiro import``, ``restrict`` and ``export``, as a user runs them."""
 
 from __future__ import annotations
 
@@ -77,6 +77,27 @@ def test_json(run: Run, target: str, published: str, tmp_path: Path) -> None:
         "dtype": "float16",
         "files": ["model.safetensors", "config.json"],
     }
+
+
+def test_an_imported_head_is_restricted(
+    run: Run, target: str, published: str, tmp_path: Path
+) -> None:
+    ours, few, data = (str(tmp_path / name) for name in ("ours", "few", "data.jsonl"))
+    Path(data).write_text(json.dumps({"text": "w1 w2 w3 w1 w2 w1"}) + "\n")
+    assert run("import", published, "--out", ours, "-t", target).exit_code == 0
+    given = ("restrict", ours, "-t", target, "--data", data, "--draft-vocab")
+    result = run(*given, "6", "--out", few, "--json")
+    assert json.loads(result.stdout) == {
+        "out": few,
+        "num_tokens": 6,
+        "vocab_size": 40,
+        "share": pytest.approx(5 / 6),
+    }
+    result = run("generate", "w1 w2", "--target", target, "--drafter", few, "-n", "4")
+    assert result.exit_code == 0, result.output
+    result = run(*given, "3", "--out", str(tmp_path / "no"))
+    assert result.exit_code == USAGE and "cannot hold the 4 special tokens" in result.stderr
+    assert run(*given, "6", "--out", few).exit_code == FAILURE
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,10 @@ def by_labels(labels: Tensor, count: int, length: int) -> Callable[..., tuple[Te
                 if place >= length:
                     short = [query[0, m, place, own] @ keys[:length, own].T for m in members]
                     worth = (torch.stack(short) * module.scaling).softmax(-1).amax(0)
-                    slots = [*worth.topk(min(count, length)).indices.tolist(), *range(length, place + 1)]
+                    slots = [
+                        *worth.topk(min(count, length)).indices.tolist(),
+                        *range(length, place + 1),
+                    ]
                 scores = query[0, head, place] @ keys[slots].T * module.scaling
                 mixed[head, place] = scores.softmax(-1) @ values[slots]
         return mixed.transpose(0, 1)[None], None

@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": "jakiro.cli.chat:chat",
     "serve": "jakiro.cli.serve:serve",
     "train": "jakiro.cli.train:train",
+    "restrict": "jakiro.cli.restrict:restrict",
     "import": "jakiro.cli.import_:import_head",
     "export": "jakiro.cli.export:export",
     "bench": "jakiro.cli.bench:bench",

@@ -60,7 +60,10 @@ TaskOption = Annotated[
         "TASK/question.jsonl. May be repeated."
     ),
 ]
-
+DataOption = Annotated[
+    list[Path],
+    typer.Option(help='JSONL of {"messages": [...]} or {"text": ...}; may be repeated.'),
+]
 HeadsOption = Annotated[
     Path | None,
     typer.Option(help="Directory of checkpoint directories, each called like its method."),

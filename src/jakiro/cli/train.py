@@ -18,7 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from jakiro.cli.options import DeviceOption
+from jakiro.cli.options import DataOption, DeviceOption
 from jakiro.drafters.registry import trainable
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ class Precision(StrEnum):
 
 def train(
     target: Annotated[str, typer.Option(help="Target: a directory or a hub name.")],
-    data: Annotated[
-        list[Path],
-        typer.Option(help='JSONL of {"messages": [...]} or {"text": ...}; may be repeated.'),
-    ],
+    data: DataOption,
     out: Annotated[Path, typer.Option(help="Directory for the head; an earlier run goes on.")],
     method: Annotated[
         str, typer.Option(help=f"What to train: {', '.join(trainable())}.")

@@ -63,4 +63,6 @@ class _Sparse(View):
             masks[name] = additive(edges.of_mask(mask), self.dtype)
         where = positions(tree, starts)[:, num_known:].clamp_max(self.context_length - 1)
         mask_of_all = masks if len(masks) > 1 else next(iter(masks.values()))
-        return self.forward(tree.tokens[:, num_known:], where, mask_of_all, Excerpt(cache, edges), needs)
+        return self.forward(
+            tree.tokens[:, num_known:], where, mask_of_all, Excerpt(cache, edges), needs
+        )

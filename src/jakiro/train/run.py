@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from jakiro.api import eos_ids, load
+from jakiro.api import load
 from jakiro.engine.engine import Engine
 from jakiro.errors import CheckpointError, ConfigError, DataError
 from jakiro.sampling.params import SamplingParams
@@ -22,6 +22,7 @@ from jakiro.train.processes import Processes, joined
 from jakiro.train.regenerate import answered, regenerate
 from jakiro.train.samples import Piece, Samples, opened, stored
 from jakiro.train.trainer import Progress, Trainer
+from jakiro.train.vocabulary import special_tokens
 
 ANSWERS_FILE = "regenerated.jsonl"
 
@@ -65,17 +66,10 @@ def train(
         has_answers = answers is not None
         samples = _samples(engine, records, out, config, has_answers, processes)
         trainer = Trainer(engine.target, samples, config, out, work, processes)
-        trainer.learner.prepare(samples.counts(engine.target.vocab_size), _special(engine))
+        trainer.learner.prepare(samples.counts(engine.target.vocab_size), special_tokens(engine))
         if processes.is_first:
             reports.cost(trainer.cost)
         trainer.run(reports.step if processes.is_first else lambda progress: None)
-
-
-def _special(engine: Engine) -> set[int]:
-    """The tokens that are no text: of the tokenizer, its template among them, and the end."""
-    tokenizer: Any = engine.tokenizer
-    ends = eos_ids(engine.target.model, tokenizer)
-    return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *ends}
 
 
 def _load(target: str | Path, config: TrainConfig, work: Work, processes: Processes) -> Engine:

@@ -1,12 +1,89 @@
-"""Which tokens a restricted draft head scores (FR-Spec, arXiv 2502.14856)."""
+"""Which tokens a restricted draft head scores (FR-Spec, arXiv 2502.14856), and restricting one that
+is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from jakiro.errors import ConfigError
+from jakiro.drafters.nn import DraftHead
+from jakiro.engine.engine import Engine
+from jakiro.errors import ConfigError, DataError
+from jakiro.hub import checkpoint
+from jakiro.hub.convert.importing import check_free
+from jakiro.hub.convert.source import widest
+from jakiro.train.data import Records, tokenise
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """What was kept: ``num_tokens`` of ``vocab_size``, and ``share``, how much of the data they
+    are."""
+
+    num_tokens: int
+    vocab_size: int
+    share: float
+
+
+def restrict(
+    directory: Path, engine: Engine, data: Sequence[Path], size: int, out: Path
+) -> Restricted:
+    """Write the head in ``directory``, made for the target of ``engine``, to ``out``, its weights
+    as they are, scoring only the ``size`` tokens that are most frequent in the JSONL files ``data``
+    (``frequent_tokens``; the special ones among them).
+
+    Raises:
+        CheckpointError: the head is missing or damaged, ``out`` is taken or cannot be written.
+        ConfigError: a head of another kind, or a size it cannot have.
+        DataError: a file cannot be read, or there is no token in them.
+        PairMismatch: the head was made for another target.
+    """
+    check_free(out)
+    fingerprint = engine.target.fingerprint()
+    head = checkpoint.load(directory, fingerprint)
+    if not isinstance(head, DraftHead):
+        raise ConfigError(
+            f"a {head.config.method} head cannot be restricted to a draft vocabulary; heads that "
+            "predict features (jakiro, eagle2 and their kin) can"
+        )
+    small = DraftHead(replace(head.config, draft_vocab_size=size))
+    counts = _counts(engine, data)
+    ids = frequent_tokens(counts, size, special_tokens(engine))
+    small.load_state_dict(head.state_dict() | {"draft_ids": ids})
+    share = float(counts[ids].sum() / counts.sum())
+    notes = checkpoint.read_config(directory).get("notes", {})
+    stored = load_file(directory / checkpoint.WEIGHTS_FILE)
+    dtype = widest({name: tensor for name, tensor in stored.items() if name != "draft_ids"})
+    checkpoint.save(small, out, fingerprint, notes | {"draft_vocab_share": share}, dtype)
+    return Restricted(size, len(counts), share)
+
+
+def special_tokens(engine: Engine) -> set[int]:
+    """The tokens that are no text: of the tokenizer, its template among them, and the end."""
+    tokenizer: Any = engine.tokenizer
+    return {
+        *tokenizer.all_special_ids,
+        *tokenizer.get_added_vocab().values(),
+        *engine.eos_ids,
+    }
+
+
+def _counts(engine: Engine, data: Sequence[Path]) -> Tensor:
+    """How often each token of the target occurs in ``data``, [V] int64 by id."""
+    size = engine.target.vocab_size
+    counts = np.zeros(size, np.int64)
+    for ids, _ in tokenise(Records(data), engine.tokenizer, engine.target.context_length):
+        counts += np.bincount(ids, minlength=size)[:size]
+    if not counts.any():
+        raise DataError("the data holds no sample with a token to learn from")
+    return torch.from_numpy(counts)
 
 
 def frequent_tokens(counts: Tensor, size: int, always: Iterable[int]) -> Tensor:
