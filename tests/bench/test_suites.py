@@ -92,7 +92,8 @@ def test_a_bad_suite_says_where(
 
 
 def test_an_unknown_suite_lists_the_known() -> None:
-    with pytest.raises(UnknownName, match=r"a TOML file, ablation, adversarial, auto, heads, methods"):
+    known = r"a TOML file, ablation, adversarial, auto, heads, methods"
+    with pytest.raises(UnknownName, match=known):
         load_suite("papers")
 
 
