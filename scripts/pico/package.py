@@ -3,7 +3,7 @@
 ``python scripts/pico/package.py --target DIR --head DIR ... --tree TREE --window 128`` copies the
 target to ``src/jakiro/models/pico`` and every head, in bfloat16, to ``pico-METHOD``. ``--tree``
 and ``--window`` are what the heads recommend; a head keeps what it recommends already.
-``--history`` copies the log of the target's training to ``dev/pico``. With ``--out HEADS`` every
+``--history`` copies the log of the target's training to ``dev/pico``, where its report goes, too. With ``--out HEADS`` every
 head goes to ``HEADS/NAME`` instead, under the name of its directory.
 """
 
@@ -20,6 +20,8 @@ from jakiro.tree.shapes import TreePlan
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "src" / "jakiro" / "models"
 LOGS = ROOT / "dev" / "pico"
+REPORT = "report.json"
+"""Of a target, what ``report.py`` measured."""
 
 
 def copy_files(source: Path, destination: Path, names: list[str]) -> None:
@@ -56,8 +58,9 @@ def main() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
     if args.target:
         kept = {".json", ".jinja", ".safetensors"}
-        names = [path.name for path in args.target.iterdir() if path.suffix in kept]
-        copy_files(args.target, MODELS / "pico", names)
+        names = {path.name for path in args.target.iterdir() if path.suffix in kept}
+        copy_files(args.target, MODELS / "pico", sorted(names - {REPORT}))
+        copy_files(args.target, LOGS, sorted(names & {REPORT}))
     if args.history:
         shutil.copyfile(args.history, LOGS / "target.jsonl")
     for directory in args.head:
