@@ -3,18 +3,22 @@
 ``python scripts/pico/package.py --target DIR --head DIR ... --tree TREE --window 128`` copies the
 target to ``src/jakiro/models/pico`` and every head, in bfloat16, to ``pico-METHOD``. ``--tree``
 and ``--window`` are what the heads recommend; a head keeps what it recommends already.
-``--history`` copies the log of the target's training to ``dev/pico``, where its report goes, too. With ``--out HEADS`` every
-head goes to ``HEADS/NAME`` instead, under the name of its directory.
+``--history`` copies the log of the target's training to ``dev/pico``, where its report goes, too.
+With ``--out HEADS`` every head goes to ``HEADS/NAME`` instead, under the name of its directory.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jakiro.hub import checkpoint
+from jakiro.hub.models import NOTES_FILE, load_model, load_tokenizer, save_model
 from jakiro.tree.shapes import TreePlan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +37,11 @@ def copy_files(source: Path, destination: Path, names: list[str]) -> None:
 
 
 def copy_head(directory: Path, destination: Path, recommended: dict[str, Any]) -> None:
-    """The head alone, in bfloat16, with what it recommends."""
+    """The head alone, or a draft model, in bfloat16, with what it recommends."""
+    if checkpoint.holds_model(directory):
+        model, tokenizer = load_model(directory, torch.bfloat16, None), load_tokenizer(directory)
+        save_model(model, destination, tokenizer, json.loads((directory / NOTES_FILE).read_text()))
+        return
     config = checkpoint.read_config(directory)
     notes = config["notes"] | recommended
     checkpoint.save(checkpoint.load(directory), destination, config["target"], notes)
