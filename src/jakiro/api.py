@@ -113,32 +113,22 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     is_auto, plan = _plan(tree)
     found_rule = find_rule(rule)
     law = _definition(definition, amateur)
-    chosen = drafter
-    if chosen is None:
-        chosen = "jakiro" if is_bundled(target) else "prompt_lookup"
+    if drafter is None:
+        drafter = "jakiro" if is_bundled(target) else "prompt_lookup"
     # Found before the target is loaded, which may take minutes.
-    source = Source.find(chosen, is_bundled(target)) if isinstance(chosen, (str, Path)) else None
-    location = target if isinstance(target, PreTrainedModel) else target_location(target)
-    if isinstance(location, (str, Path)):
+    make = _maker(drafter, is_bundled(target), drafter_options)
+    if isinstance(target, PreTrainedModel):
+        model = target
+    else:
+        location = target_location(target)
         wanted = _dtype(dtype, torch.float32 if is_bundled(target) else "auto")
         model = load_model(location, wanted, _device(device), device_map)
         if tokenizer is None:
             tokenizer = cast(PromptTokenizer, load_tokenizer(location))
-    else:
-        model = location
     wrapped = Target(model)
     if law is not None:
         wrapped = _redefined(wrapped, law, amateur, tokenizer)
-    if source is not None:
-        made = source.load(wrapped, tokenizer, drafter_options)
-    elif isinstance(chosen, Drafter):
-        made = chosen
-    elif callable(chosen) and not isinstance(chosen, nn.Module):
-        made = chosen(wrapped)
-    else:
-        made = of_model(cast(PreTrainedModel, chosen), wrapped, (None, tokenizer), drafter_options)
-    if drafter_options and source is None and not isinstance(chosen, nn.Module):
-        raise ConfigError("give drafter_options to the drafter itself where it is made outside")
+    made = make(wrapped, tokenizer)
     if compile:
         wrapped.compile("inductor")
         made.compile("inductor")
@@ -163,6 +153,22 @@ def eos_ids(model: PreTrainedModel, tokenizer: Any = None) -> tuple[int, ...]:
         if found is not None:
             return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
     return ()
+
+
+def _maker(
+    given: str | Path | PreTrainedModel | Drafter | Callable[[Target], Drafter],
+    is_bundled_target: bool,
+    options: Mapping[str, Any] | None,
+) -> Callable[[Target, PromptTokenizer | None], Drafter]:
+    """What makes the drafter that is asked for, once its target is there."""
+    if isinstance(given, (str, Path)):
+        source = Source.find(given, is_bundled_target)
+        return lambda target, tokenizer: source.load(target, tokenizer, options)
+    if isinstance(given, nn.Module):
+        return lambda target, tokenizer: of_model(given, target, (None, tokenizer), options)
+    if options:
+        raise ConfigError("give drafter_options to the drafter itself where it is made outside")
+    return lambda target, _: given if isinstance(given, Drafter) else given(target)
 
 
 def _plan(tree: TreePlan | str | None) -> tuple[bool, TreePlan | None]:

@@ -9,13 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jakiro.drafters.automata import CorpusAutomaton, OnlineAutomaton
 from jakiro.drafters.prompt_lookup import PromptLookup
-from jakiro.drafters.suffix_automaton import (
-    CorpusAutomaton,
-    OnlineAutomaton,
-    SuffixAutomaton,
-    likeliest,
-)
+from jakiro.drafters.suffix_automaton import SuffixAutomaton, likeliest
 from jakiro.errors import CheckpointError, ConfigError
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target

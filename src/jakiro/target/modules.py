@@ -1,13 +1,14 @@
-"""Another tree of modules over the same parameters: how a model is run differently and not
-changed."""
+"""Another tree of modules over the same parameters, or a copy of a part of one: how a model is run
+differently and not changed."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 Change = Callable[[str, nn.Module], None]
@@ -38,3 +39,15 @@ def _copied(module: Module, change: Change, name: str, done: dict[int, nn.Module
         made._modules[key] = None if child is None else _copied(child, change, below, done)
     change(name, made)
     return made
+
+
+def rows_of(linear: Any, ids: Tensor) -> nn.Linear:
+    """The rows ``ids`` [D] of a linear layer, copied: from [.., in] to [.., D]."""
+    has_bias = linear.bias is not None
+    place = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+    rows = nn.utils.skip_init(nn.Linear, linear.weight.shape[1], len(ids), has_bias, **place)
+    with torch.no_grad():
+        rows.weight.copy_(linear.weight[ids])
+        if has_bias:
+            rows.bias.copy_(linear.bias[ids])
+    return rows.requires_grad_(False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -18,7 +18,7 @@ from jakiro.target.attention import DEFERRED, GROUPED, attends
 from jakiro.target.compiled import Compiled, bucket
 from jakiro.target.families import causal_lm, head_transform, windows
 from jakiro.target.features import LAST_FEATURE, NO_FEATURES, FeatureSpec
-from jakiro.target.modules import shared_copy
+from jakiro.target.modules import rows_of, shared_copy
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import PackedLinear, packed_view
 from jakiro.target.probe import Route, probe
@@ -245,21 +245,8 @@ class Target:
     def lm_head_of(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """``lm_head`` for the tokens ``ids`` [D] alone: from [.., H] to [.., D]. The rows of the
         head are copied."""
-        source: Any = self.model.get_output_embeddings()
-        with torch.no_grad():
-            head = nn.utils.skip_init(
-                nn.Linear,
-                self.hidden_size,
-                len(ids),
-                source.bias is not None,
-                device=source.weight.device,
-                dtype=source.weight.dtype,
-            )
-            head.weight.copy_(source.weight[ids])
-            if source.bias is not None:
-                head.bias.copy_(source.bias[ids])
-        packed = packed_view(head.requires_grad_(False))
-        return lambda features: self._head_transform(packed(features))
+        head = packed_view(rows_of(self.model.get_output_embeddings(), ids))
+        return lambda features: self._head_transform(head(features))
 
     def fingerprint(self) -> dict[str, Any]:
         """What a drafter checkpoint remembers of its target: sizes and a hash of the embedding.
