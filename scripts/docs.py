@@ -14,7 +14,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
@@ -90,29 +91,31 @@ def render() -> str:
 
 def methods() -> str:
     """The page of methods as it should be."""
+    lines = [METHODS_INTRODUCTION, "## Drafters", "", *_drafters(), "", "## Rules", "", *matrix()]
+    return "\n".join([*lines, "", DEFINITIONS_INTRODUCTION, *_definitions()]) + "\n"
+
+
+def _drafters() -> Iterator[str]:
+    """The registry of drafters, as a table."""
+    from jakiro.bench.tables import table
     from jakiro.drafters.registry import ENTRIES
 
-    lines = [
-        METHODS_INTRODUCTION,
-        "## Drafters",
-        "",
-        "| drafter | idea | needs | its own tree | sampled drafts | keeps, besides the target "
-        "| file, lines |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for entry in ENTRIES.values():
         kind = entry.load()
-        cells = (
-            f"[`{entry.name}`]({entry.page or f'drafters/{entry.name}.md'})",
-            entry.summary,
-            NEEDS[entry.made_of],
-            _shape(kind.plan),
-            "yes" if kind.can_sample else "no",
-            entry.memory,
-            _file(kind),
+        rows.append(
+            (
+                f"[`{entry.name}`]({entry.page or f'drafters/{entry.name}.md'})",
+                entry.summary,
+                NEEDS[entry.made_of],
+                _shape(kind.plan),
+                "yes" if kind.can_sample else "no",
+                entry.memory,
+                _file(kind),
+            )
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "## Rules", "", *matrix(), "", *_definitions()]) + "\n"
+    own = ("drafter", "idea", "needs", "its own tree", "sampled drafts")
+    return table([*own, "keeps, besides the target", "file, lines"], rows)
 
 
 def _file(kind: Callable[..., Any]) -> str:
@@ -121,51 +124,47 @@ def _file(kind: Callable[..., Any]) -> str:
     return f"`{file.name}`, {len(file.read_text(encoding='utf-8').splitlines())}"
 
 
-def _definitions() -> list[str]:
+def _definitions() -> Iterator[str]:
     """The registry of target definitions, as a table."""
+    from jakiro.bench.tables import table
     from jakiro.target.definitions.registry import ENTRIES
 
-    lines = [
-        DEFINITIONS_INTRODUCTION,
-        "| definition | the law | settings | needs | adds to a forward of the target | promise "
-        "| file, lines |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for entry in ENTRIES.values():
         kind = entry.load()
-        cells = (
-            f"[`{entry.name}`](definitions/{entry.name}.md)",
-            entry.summary,
-            ", ".join(f"`{field.name}={field.default}`" for field in fields(kind)),
-            "a second model" if kind.needs_amateur else "nothing",
-            entry.cost,
-            f"`{kind.promise}`",
-            _file(kind),
+        rows.append(
+            (
+                f"[`{entry.name}`](definitions/{entry.name}.md)",
+                entry.summary,
+                ", ".join(f"`{field.name}={field.default}`" for field in fields(kind)),
+                "a second model" if kind.needs_amateur else "nothing",
+                entry.cost,
+                f"`{kind.promise}`",
+                _file(kind),
+            )
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    own = ("definition", "the law", "settings", "needs", "adds to a forward of the target")
+    return table([*own, "promise", "file, lines"], rows)
 
 
-def matrix() -> list[str]:
+def matrix() -> Iterator[str]:
     """Which drafts every rule takes, as a table."""
+    from jakiro.bench.tables import table
     from jakiro.tree.shapes import KINDS
     from jakiro.verify import RULES
 
-    lines = [
-        f"| rule | promise | {' | '.join(KINDS)} | nodes | file, lines |",
-        f"|---|---|{'---|' * len(KINDS)}---|---|",
-    ]
+    rows = []
     for rule in RULES.values():
-        cells = " | ".join("yes" if kind in rule.trees else "no" for kind in KINDS)
-        start = f"| `{rule.name}` | `{rule.promise}` | {cells}"
-        lines.append(f"{start} | {rule.nodes} | {_file(rule.function)} |")
-    return lines
+        taken = ("yes" if kind in rule.trees else "no" for kind in KINDS)
+        own = (f"`{rule.name}`", f"`{rule.promise}`")
+        rows.append((*own, *taken, rule.nodes, _file(rule.function)))
+    return table(["rule", "promise", *KINDS, "nodes", "file, lines"], rows)
 
 
 def fill_rules(page: str) -> str:
     """``page`` with the table of rules as their contracts say."""
-    table = "\n".join(matrix())
-    return MATRIX.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
+    lines = "\n".join(matrix())
+    return MATRIX.sub(lambda found: f"{found[1]}\n{lines}\n\n{found[2]}", page)
 
 
 def _shape(plan: TreePlan) -> str:
@@ -211,9 +210,7 @@ def fill_scripts(page: str, reports: Path) -> str:
         if not path.is_file():
             return f"{before}\nNot measured yet.\n\n{after}"
         report = json.loads(path.read_text("utf-8"))
-        about = report["about"]
-        lines = [f"`{about['command']}`", ""]
-        lines.append(f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}.")
+        lines = [f"{_origin(report)}."]
         lines += _views(report["rows"]) if kind == "views" else _memory(report["rows"])
         lines += ["", f"[JSON]({reports.name}/{name}.json)."]
         return "\n".join([before, *lines, "", after])
@@ -223,34 +220,36 @@ def fill_scripts(page: str, reports: Path) -> str:
 
 def _views(rows: list[dict[str, Any]]) -> list[str]:
     """Per target a table of contexts by views."""
+    from jakiro.bench.tables import table
+
     lines = []
     for target in dict.fromkeys(row["target"] for row in rows):
         own = [row for row in rows if row["target"] == target]
         names = list(dict.fromkeys(row["view"] for row in own))
-        lines += ["", f"### {VIEWED[target]}", ""]
-        lines += [f"| context | target forward, ms | {' | '.join(names)} |"]
-        lines += [f"|---|---|{'---|' * len(names)}"]
+        cells = []
         for context in dict.fromkeys(row["context"] for row in own):
             here = {row["view"]: row for row in own if row["context"] == context}
             whole = median(row["target_ms"] for row in here.values())
-            cells = " | ".join(_view(here[name]) for name in names)
-            lines.append(f"| {context} | {whole:.1f} | {cells} |")
+            cells.append((str(context), f"{whole:.1f}", *(_view(here[name]) for name in names)))
+        lines += ["", f"### {VIEWED[target]}", ""]
+        lines += table(["context", "target forward, ms", *names], cells)
     return lines
 
 
 def _memory(rows: list[dict[str, Any]]) -> list[str]:
     """What a process holds more than one that decodes plainly, and what the registry says of it."""
+    from jakiro.bench.tables import table
     from jakiro.drafters.registry import find
     from jakiro.verify import find as find_rule
 
     (plain,) = (row["peak"] for row in rows if row["drafter"] == "none")
-    lines = ["", "| drafter | promise | keeps, besides the target | more than plain, MiB |"]
-    lines += ["|---|---|---|---|"]
+    cells = []
     for row in rows:
         kept = ", and ".join(find(name).memory for name in row["drafter"].split("+"))
-        promise, more = find_rule("match").promise, row["peak"] - plain
-        lines.append(f"| {row['drafter']} | {promise} | {kept} | {more:+.0f} |")
-    return lines
+        more = f"{row['peak'] - plain:+.0f}"
+        cells.append((row["drafter"], find_rule("match").promise, kept, more))
+    headings = ("drafter", "promise", "keeps, besides the target", "more than plain, MiB")
+    return ["", *table(headings, cells)]
 
 
 def _view(row: dict[str, Any]) -> str:
@@ -284,23 +283,26 @@ def fill_load(page: str, reports: Path) -> str:
         if path.is_file():
             report = json.loads(path.read_text("utf-8"))
             here = f"[JSON]({reports.name}/{name}.json)"
-            lines = [*_load_lines(report), "", f"{_origin(report)} {here}."]
+            shared = "clients and server share the cores"
+            lines = [*_load_lines(report), "", f"{_origin(report)}; {shared}. {here}."]
         return "\n".join([before, *lines, "", after])
 
     return LOAD.sub(table, page)
 
 
 def _origin(report: dict[str, Any]) -> str:
-    """How a report of load came to be."""
+    """How the report of a script came to be."""
     place = report["environment"]
     return (
-        f"`{' '.join(report['command'])}`, {place['num_cores']} cores of {place['cpu']}, commit "
-        f"{place['commit']}; clients and server share the cores."
+        f"`{shlex.join(report['command'])}`, {place['num_cores']} cores of {place['cpu']}, torch "
+        f"{place['versions']['torch']}, commit {place['commit']}"
     )
 
 
 def _load_lines(report: dict[str, Any]) -> list[str]:
-    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    from jakiro.bench.tables import table
+
+    cells: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("answers read whole, left, refused, lost", _ends),
         ("tokens/s of the answers read whole", lambda own: f"{own['tokens_per_s']:.0f}"),
         ("τ, mean over answers", lambda own: f"{own['tau']:.2f}"),
@@ -313,11 +315,9 @@ def _load_lines(report: dict[str, Any]) -> list[str]:
         ("afterwards running, waiting, share of the cache", _left),
         ("SIGTERM: streams finished, told of it, lost; exit code", _ending),
     ]
-    lines = ["| | drafting | without |", "|---|---|---|"]
-    for name, cell in rows:
-        lines.append(f"| {name} | {cell(report['drafted'])} | {cell(report['plain'])} |")
+    rows = ((name, cell(report["drafted"]), cell(report["plain"])) for name, cell in cells)
     return [
-        *lines,
+        *table(["", "drafting", "without"], rows),
         "",
         f"Throughput {report['speedup']:.2f} times that without drafting; of "
         f"{report['texts_compared']} answers that both gave, {report['texts_different']} differ.",

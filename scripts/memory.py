@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 import jakiro
+from jakiro.bench.environment import environment
 from jakiro.bench.suites import load_suite
-from jakiro.hub.machine import cpu_name
 
 
 def peak_bytes() -> int:
@@ -75,18 +74,12 @@ def main() -> None:
         print(f"| {drafter} | {found['peak']:.0f} | {found['growth']:+.1f} |", flush=True)
         rows.append({"drafter": drafter, **found})
     if options.out is not None:
-        text = json.dumps({"about": about(), "rows": rows}, indent=1) + "\n"
-        options.out.write_text(text, "utf-8")
-
-
-def about() -> dict[str, Any]:
-    """What was run, and where."""
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-    }
+        found = {
+            "environment": asdict(environment()),
+            "command": ["python", *sys.argv],
+            "rows": rows,
+        }
+        options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

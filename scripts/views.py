@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import jakiro
+from jakiro.bench.environment import environment
 from jakiro.bench.workloads import load_tasks, plain_text
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.drafters.base import DraftRequest
@@ -42,7 +43,6 @@ from jakiro.drafters.swift import Swift
 from jakiro.drafters.token_skip import TokenSkip
 from jakiro.engine.engine import Engine
 from jakiro.hub.files import replace_files
-from jakiro.hub.machine import cpu_name
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
@@ -204,14 +204,13 @@ def report(rows: Iterable[dict[str, Any]], out: Path | None) -> None:
         done.append(row)
     if out is None:
         return
-    about = {
-        "command": shlex.join(["python", *sys.argv]),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
+    found = {
+        "environment": asdict(environment()),
+        "command": ["python", *sys.argv],
         "sizes": SIZES,
+        "rows": done,
     }
-    text = json.dumps({"about": about, "rows": done}, indent=1) + "\n"
+    text = json.dumps(found, indent=1) + "\n"
     replace_files({out: lambda path: path.write_text(text, "utf-8")})
 
 

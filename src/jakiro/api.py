@@ -165,7 +165,8 @@ def _maker(
         source = Source.find(given, is_bundled_target)
         return lambda target, tokenizer: source.load(target, tokenizer, options)
     if isinstance(given, nn.Module):
-        return lambda target, tokenizer: of_model(given, target, (None, tokenizer), options)
+        model = cast(PreTrainedModel, given)
+        return lambda target, tokenizer: of_model(model, target, (None, tokenizer), options)
     if options:
         raise ConfigError("give drafter_options to the drafter itself where it is made outside")
     return lambda target, _: given if isinstance(given, Drafter) else given(target)

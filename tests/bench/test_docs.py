@@ -87,17 +87,18 @@ def test_every_cell_and_the_chart_lie_beside_the_report(tmp_path: Path) -> None:
 
 
 def test_reports_of_scripts_become_tables(tmp_path: Path) -> None:
-    about = {"command": "python scripts/some.py", "cpu": "A CPU", "threads": 2, "torch": "2"}
+    place = {"cpu": "A CPU", "num_cores": 2, "versions": {"torch": "2"}, "commit": "abc"}
+    about = {"environment": place, "command": ["python", "scripts/some.py", "a b"]}
     costs = {"target_ms": 9.96, "ratio": 0.5}
     rows = [
         {"target": "pico", "context": 128, "view": "a", **costs}
         | {"tau_0": 4.0, "tau_1": 3.0, "speedup": 1.25},
         *({"target": "random", "context": 9, "view": view, **costs} for view in "ab"),
     ]
-    (tmp_path / "v.json").write_text(json.dumps({"about": about, "rows": rows}))
+    (tmp_path / "v.json").write_text(json.dumps(about | {"rows": rows}))
     held = [("none", 100.0), ("suffix_automaton+token_recycling", 112.4)]
     peaks = [{"drafter": name, "peak": peak, "growth": 0.0} for name, peak in held]
-    (tmp_path / "m.json").write_text(json.dumps({"about": about, "rows": peaks}))
+    (tmp_path / "m.json").write_text(json.dumps(about | {"rows": peaks}))
     kinds = (("views", "v"), ("memory", "m"), ("views", "none"))
     page = "".join(
         f"<!-- {kind}: {name}.json -->\nold\n<!-- end -->\n\nText.\n" for kind, name in kinds
@@ -105,6 +106,7 @@ def test_reports_of_scripts_become_tables(tmp_path: Path) -> None:
     filled = fill_scripts(page, tmp_path)
     assert "old" not in filled and filled.count("\nText.\n") == 3
     assert "| 128 | 10.0 | 0.50; 1.25; 4.00, 3.00 |" in filled
+    assert "`python scripts/some.py 'a b'`, 2 cores of A CPU, torch 2, commit abc.\n" in filled
     assert "| context | target forward, ms | a | b |" in filled
     assert "| 9 | 10.0 | 0.50 | 0.50 |" in filled
     assert re.search(r"\| suffix_automaton\+token_recycling \| exact \| [^|]* \| \+12 \|", filled)

@@ -32,7 +32,7 @@ def to_markdown(report: Report) -> str:
     """All there is: what ``brief`` says, then every cell."""
     lines = brief(report)
     for cell in report.cells:
-        lines += ["", f"### {cell.place}", "", *_table(HEADINGS, map(cells, cell.methods))]
+        lines += ["", f"### {cell.place}", "", *table(HEADINGS, map(cells, cell.methods))]
         lines += ["", "α by depth, with 95% intervals over prompts:", "", *_alpha(cell.methods)]
         lines += against(cell, report.foreign)
         if cell.num_skipped:
@@ -62,7 +62,7 @@ def overview(report: Report) -> list[str]:
         beside = list(group)
         headings = ["speedup / τ", *(cell.task for cell in beside), "mean"]
         rows = zip(*(cell.methods for cell in beside), strict=True)
-        lines += ["", f"### {condition}", "", *_table(headings, map(_overview_row, rows))]
+        lines += ["", f"### {condition}", "", *table(headings, map(_overview_row, rows))]
         lines += controlled(beside, report.settings.rows)
     if report.not_measured:
         lines += ["", "Not measured:", ""]
@@ -80,7 +80,7 @@ def controlled(beside: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
         for each in zip(*(cell.methods for cell in beside), strict=True)
         if each[0].method in names
     ]
-    lines = ["", *_table(["speedup (95%)", *tasks], paired)] if paired else []
+    lines = ["", *table(["speedup (95%)", *tasks], paired)] if paired else []
     groups = [
         {one.method: one for one in rivalries(rows, cells)} for cells in _each_and_all(beside)
     ]
@@ -96,7 +96,7 @@ def controlled(beside: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
         if all(name in group for group in groups)
     ]
     if rivals:
-        lines += ["", *_table(["of the best fixed tree (95%)", *tasks, "all tasks"], rivals)]
+        lines += ["", *table(["of the best fixed tree (95%)", *tasks, "all tasks"], rivals)]
     return lines
 
 
@@ -124,7 +124,7 @@ def against(cell: Cell, foreign: Sequence[Foreign]) -> list[str]:
     ]
     note = ["", "* measured in a run of its own."] if len(rates) > len(cell.methods) else []
     headings = ["method", "tokens/s", "x plain", f"x {TRANSFORMERS}"]
-    return ["", "Against `model.generate`:", "", *_table(headings, rows), *note]
+    return ["", "Against `model.generate`:", "", *table(headings, rows), *note]
 
 
 def cells(summary: Summary) -> list[str]:
@@ -170,7 +170,7 @@ def _alpha(methods: Sequence[Summary]) -> Iterator[str]:
     for one in methods:
         rates = [_interval(rate.value, rate) if rate else "" for rate in one.alpha]
         rows.append([one.method, *rates, *[""] * (deepest - len(rates))])
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _digests(methods: Sequence[Summary]) -> list[str]:
@@ -181,7 +181,8 @@ def _digests(methods: Sequence[Summary]) -> list[str]:
     return [f"- `{digest}`: {', '.join(same)}" for digest, same in names.items()]
 
 
-def _table(headings: Sequence[str], rows: Iterable[list[str]]) -> Iterator[str]:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table of Markdown."""
     for entries in (headings, ["---"] * len(headings), *rows):
         yield "| " + " | ".join(entries) + " |"
 

@@ -43,11 +43,13 @@ def _copied(module: Module, change: Change, name: str, done: dict[int, nn.Module
 
 def rows_of(linear: Any, ids: Tensor) -> nn.Linear:
     """The rows ``ids`` [D] of a linear layer, copied: from [.., in] to [.., D]."""
-    has_bias = linear.bias is not None
-    place = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-    rows = nn.utils.skip_init(nn.Linear, linear.weight.shape[1], len(ids), has_bias, **place)
+    weight, bias = linear.weight, linear.bias
+    place = {"device": weight.device, "dtype": weight.dtype}
+    sizes = (weight.shape[1], len(ids), bias is not None)
+    rows: nn.Linear = nn.utils.skip_init(nn.Linear, *sizes, **place)
     with torch.no_grad():
-        rows.weight.copy_(linear.weight[ids])
-        if has_bias:
-            rows.bias.copy_(linear.bias[ids])
-    return rows.requires_grad_(False)
+        rows.weight.copy_(weight[ids])
+        if bias is not None:
+            rows.bias.copy_(bias[ids])
+    rows.requires_grad_(False)
+    return rows
