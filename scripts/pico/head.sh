@@ -26,6 +26,7 @@ declare -A heads=(
   [medusa]="$common --method medusa --lr 2e-3 --tree-nodes 16"
   [kangaroo]="$common --method kangaroo --lr 3e-3 --layers 4"
   [draft_model]="$common --method draft_model --lr 2e-3 --layers 2"
+  [specdec_pp]="$common --method specdec_pp --lr 2e-3 --draft-model ${3:-OUT}/draft_model"
 )
 if [ $# -lt 4 ]; then
   for name in "${!heads[@]}"; do echo "$name: ${heads[$name]}"; done | sort

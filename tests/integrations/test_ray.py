@@ -62,7 +62,7 @@ def test_ray_is_told_what_was_asked_for(room: Any, monkeypatch: pytest.MonkeyPat
         "target_ongoing_requests": 4,
     }
     assert moving.settings["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 1}
-    for wrong in ({"min_replicas": 2}, {"replicas": 2}, {"cpus": -1}):
+    for wrong in ({"min_replicas": 2}, {"replicas": 2}, {"cpus": -1}, {"deadline_s": 0}):
         with pytest.raises(ValidationError):
             room.Options(**wrong)
 
@@ -75,11 +75,12 @@ def test_a_replica_is_healthy_until_its_scheduler_ends(
     monkeypatch.setattr(room, "load", lambda *names, **settings: asked.append((names, settings)))
     monkeypatch.setattr(room, "Scheduler", lambda engine, max_waiting: scheduler)
     monkeypatch.setattr(room, "create_app", lambda *parts: parts)
-    replica = room.Replica(room.Options(target="some/model", tree="chain:4"), "a secret key")
+    options = room.Options(target="some/model", tree="chain:4", deadline_s=30)
+    replica = room.Replica(options, "a secret key")
     assert asked[0][0] == ("some/model", None)
     assert asked[0][1]["tree"] == "chain:4"
     made = replica.__serve_build_asgi_app__()
-    assert made == (scheduler, Settings("model", api_key="a secret key"))
+    assert made == (scheduler, Settings("model", "a secret key", deadline_s=30))
     replica.check_health()
     scheduler.is_open = False
     with pytest.raises(RuntimeError, match="the scheduler has stopped"):

@@ -48,6 +48,8 @@ class Options(BaseModel):
     cpus: float = Field(1, ge=0)
     """Of one replica, which are also its threads."""
     gpus: float = Field(0, ge=0)
+    deadline_s: float | None = Field(None, gt=0)
+    """Seconds after which an answer ends with what there is; requests may ask for fewer."""
     grace_s: float = Field(20, ge=0)
     """What running answers get when a replica is taken away."""
 
@@ -75,7 +77,7 @@ class Replica:
         )
         self._scheduler = Scheduler(engine, max_waiting=options.max_waiting)
         name = options.served_model_name or Path(options.target).name
-        self._settings = Settings(model_name=name, api_key=api_key)
+        self._settings = Settings(name, api_key, deadline_s=options.deadline_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray asks for it after the constructor."""
