@@ -9,11 +9,13 @@ keeps its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
@@ -50,37 +52,42 @@ class Grid:
         """Of the parts of ``plan``. Chains and static shapes are cut in depth only."""
         if plan.kind != "dynamic":
             return cls(plan.depth, (plan.budget,))
-        return cls(plan.depth, (*(b for b in _BUDGETS if b < plan.budget), plan.budget))
+        halves = [plan.budget]
+        while halves[-1] > 1:
+            halves.append(halves[-1] // 2)
+        return cls(plan.depth, tuple(reversed(halves)))
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.num_depths, len(self.budgets)
 
 
-_BUDGETS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)
-
-
-def needed(tree: TokenTree, paths: list[list[int]], num_depths: int) -> Array:
-    """[B, ``num_depths`` + 1]: the budget of the smallest tree that holds the first d accepted
-    nodes of each row's path (root first); infinite where fewer were accepted.
+def needed(tree: TokenTree, paths: list[list[int]]) -> list[list[int]]:
+    """Per row, of each accepted node of its path: the budget of the smallest tree that holds it and
+    those above it.
 
     Scores rank nodes; without them their order does.
     """
+    return [
+        list(accumulate((_rank(order, node) for node in path[1:]), max))
+        for order, path in zip(_orders(tree), paths, strict=True)
+    ]
+
+
+def _orders(tree: TokenTree) -> list[list[float]]:
+    """[B, N]: the more, the earlier a node is taken; the root before all, padding never."""
     size = tree.num_nodes
-    order = -np.arange(size, dtype=np.float64)[None] if tree.scores is None else _host(tree.scores)
-    order = np.where(_host(tree.valid) > 0, order, -np.inf)
-    order[:, 0] = np.inf
-    # A stable sort: of equal nodes the one made first is kept.
-    ranks = np.argsort(np.argsort(-order, axis=1, kind="stable"), axis=1)
-    found = np.full((len(paths), num_depths + 1), np.inf)
-    for row, path in enumerate(paths):
-        held = np.maximum.accumulate(ranks[row, path[: num_depths + 1]])
-        found[row, : len(held)] = held
-    return found
+    scores = [range(0, -size, -1)] * tree.num_rows if tree.scores is None else tree.scores.tolist()
+    return [
+        [math.inf, *(s if v else -math.inf for s, v in zip(row[1:], valid[1:], strict=True))]
+        for row, valid in zip(scores, tree.listed.valid, strict=True)
+    ]
 
 
-def _host(values: Tensor) -> Array:
-    return values.double().cpu().numpy()
+def _rank(order: list[float], node: int) -> int:
+    """How many are taken before; of equal nodes the one made first is."""
+    own = order[node]
+    return sum(each > own for each in order) + order[:node].count(own)
 
 
 class Acceptance:
@@ -88,14 +95,15 @@ class Acceptance:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self._budgets = np.array(grid.budgets, dtype=np.float64)
+        depths, budgets = grid.shape
         # Offers, each as large as its row makes failures likely, and failures, by depth and budget;
         # the last level of a draft is not among them.
-        self._all = np.zeros((2, *grid.shape))
+        self._offered = [[0.0] * budgets for _ in range(depths)]
+        self._failed = [[0.0] * budgets for _ in range(depths)]
         # Per row: failures expected of it if it were like all, and those that came.
-        self._rows = np.zeros((0, 2))
+        self._rows: list[tuple[float, float]] = []
         # Of last levels: nodes expected if they were like others, and those accepted.
-        self._last = np.zeros(2)
+        self._last = (0.0, 0.0)
         # As of the last time that somebody asked for gains, which is often enough for counting.
         self._failing = self._made_failing()
 
@@ -106,78 +114,90 @@ class Acceptance:
 
     def begin(self) -> None:
         """Append one row, of which nothing is known."""
-        self._rows = np.concatenate([self._rows, np.zeros((1, 2))])
+        self._rows.append((0.0, 0.0))
 
     def keep(self, rows: list[int]) -> None:
-        self._rows = self._rows[rows]
+        self._rows = [self._rows[row] for row in rows]
 
     def fade(self, num_cycles: int) -> None:
         """So many cycles went by without a draft: what rows were like is less sure."""
-        self._rows *= ROW_MEMORY**num_cycles
+        left = ROW_MEMORY**num_cycles
+        self._rows = [(left * expected, left * came) for expected, came in self._rows]
 
-    def count(self, needed: Array, part: Choice, depths: list[int], last: int) -> None:
+    def count(self, needed: list[list[int]], part: Choice, depths: list[int], last: int) -> None:
         """A draft of a ``part`` of the plan whose last level was ``last``; per row its deepest
         level, and of the accepted nodes what budgets they ``needed``."""
-        levels = np.arange(self.grid.num_depths)
-        was_there = levels < np.array(depths)[:, None]
-        within = self._budgets <= self._budgets[part[1]]
-        held = needed[:, :, None] <= self._budgets
-        offered = held[:, :-1] & was_there[:, :, None] & within
-        accepted = held[:, 1:] & offered
-        factors, failing = self._factors(), self._failing
-        if last > 1:
-            place = last - 1, part[1]
-            of_last = offered[:, *place]
-            expected = float(of_last @ (1 - np.minimum(1.0, factors * failing[place])))
-            came = float(accepted[:, *place].sum())
-            self._last = MEMORY ** float(of_last.sum()) * self._last + (expected, came)
-            offered[:, last - 1] = accepted[:, last - 1] = False
-        failed = offered & ~accepted
-        new = np.stack([(offered * factors[:, None, None]).sum(0), failed.sum(0)])
+        whole = self.grid.budgets[part[1]]
+        for row, (needs, deepest) in enumerate(zip(needed, depths, strict=True)):
+            above = 0
+            # The first level at which nothing was accepted was offered, too.
+            for level, need in enumerate([*needs, math.inf][:deepest]):
+                if above > whole:
+                    break
+                if level == last - 1 > 0:
+                    self._count_last(row, (level, part[1]), need <= whole)
+                else:
+                    self._count_level(row, (level, part[1]), above, need)
+                above = need
+
+    def _count_last(self, row: int, place: Choice, is_accepted: bool) -> None:
+        chance = 1 - min(1.0, self._factor(row) * self._failing[place[0]][place[1]])
+        expected, came = self._last
+        self._last = MEMORY * expected + chance, MEMORY * came + is_accepted
+
+    def _count_level(self, row: int, place: Choice, above: float, need: float) -> None:
+        """Of a level the budgets that hold its parent, which needs the budget ``above``."""
+        level, largest = place
+        offered, failed, factor = self._offered[level], self._failed[level], self._factor(row)
         # Larger trees that were not offered are forgotten with the rest of their level, so that
         # they are tried again; levels that were not are remembered.
-        left = MEMORY ** offered.sum(0).max(-1, keepdims=True)
-        self._all = left * self._all + new
-        whole = offered[:, :, part[1]]
-        of_rows = np.stack([whole @ failing[:, part[1]], failed[:, :, part[1]].sum(1)], 1)
-        self._rows = ROW_MEMORY ** whole.sum(1)[:, None] * self._rows + of_rows
+        for b, budget in enumerate(self.grid.budgets):
+            is_offered = above <= budget and b <= largest
+            offered[b] = MEMORY * offered[b] + is_offered * factor
+            failed[b] = MEMORY * failed[b] + (is_offered and need > budget)
+        expected, came = self._rows[row]
+        has_failed = need > self.grid.budgets[largest]
+        expected = ROW_MEMORY * expected + self._failing[level][largest]
+        self._rows[row] = expected, ROW_MEMORY * came + has_failed
 
     def gains(self) -> Array:
         """[depths, budgets]: accepted tokens to expect of a draft, summed over the rows; without
         any, those of one of which nothing is known."""
-        factors = self._factors() if len(self._rows) else np.ones(1)
+        factors = np.array([self._factor(row) for row in range(len(self._rows))] or [1.0])
         self._failing = self._made_failing()
-        inner = 1 - np.minimum(1.0, factors[:, None, None] * self._failing)
+        inner = 1 - np.minimum(1.0, factors[:, None, None] * np.array(self._failing))
         reached = np.cumprod(inner, axis=1)
-        above = np.concatenate([np.ones_like(reached[:, :1]), reached[:, :-1]], axis=1)
         # A last level may be made in another way than others; the first one never is.
         expected, accepted = self._last
-        likeness = np.full((self.grid.num_depths, 1), _shrunk(expected, accepted, 1, LAST_PRIOR))
-        likeness[0] = 1.0
-        last = np.minimum(1.0, likeness * inner)
-        total: Array = (np.cumsum(reached, axis=1) - reached + above * last).sum(0)
+        likeness = _shrunk(expected, accepted, 1.0, LAST_PRIOR)
+        last = np.minimum(1.0, likeness * inner[:, 1:]) * reached[:, :-1]
+        total: Array = reached.cumsum(1).sum(0)
+        total[1:] += (last - reached[:, 1:]).sum(0)
         return total
 
-    def _factors(self) -> Array:
-        """[rows]: how many times as often as others each fails."""
-        return _shrunk(self._rows[:, 0], self._rows[:, 1], 1, ROW_PRIOR)
+    def _factor(self, row: int) -> float:
+        """How many times as often as others it fails."""
+        return _shrunk(*self._rows[row], 1.0, ROW_PRIOR)
 
-    def _made_failing(self) -> Array:
+    def _made_failing(self) -> list[list[float]]:
         """[depths, budgets]: chance that no child is accepted of an accepted node that has more
         than one level below it; 1 where not even its ancestors have room."""
-        failing = np.ones(self.grid.shape)
+        failing = []
         # Where little was offered, a level fails in proportion to the one above it.
-        shape = FIRST_GUESS * self._budgets**-NODE_GUESS
-        for depth, (offered, failed) in enumerate(zip(*self._all, strict=True)):
-            scale = _shrunk(offered @ shape, failed.sum(), 1.0, PRIOR * shape.sum())
-            has_room = self._budgets > depth
-            failing[depth, has_room] = _shrunk(offered, failed, scale * shape, PRIOR)[has_room]
-            shape = failing[depth]
+        shape = [FIRST_GUESS * budget**-NODE_GUESS for budget in self.grid.budgets]
+        for depth, (offered, failed) in enumerate(zip(self._offered, self._failed, strict=True)):
+            expected = sum(map(mul, offered, shape))
+            scale = _shrunk(expected, sum(failed), 1.0, PRIOR * sum(shape))
+            shape = [
+                _shrunk(*counts, scale * guess, PRIOR) if budget > depth else 1.0
+                for budget, guess, *counts in zip(
+                    self.grid.budgets, shape, offered, failed, strict=True
+                )
+            ]
+            failing.append(shape)
         return failing
 
 
-def _shrunk(
-    offered: Array | float, counted: Array | float, guess: Array | float, weight: float
-) -> Array:
-    """Shares of what was offered that start from a ``guess`` worth ``weight`` offers."""
-    return np.asarray((counted + weight * guess) / (offered + weight))
+def _shrunk(offered: float, counted: float, guess: float, weight: float) -> float:
+    """The share of what was offered, starting from a ``guess`` worth ``weight`` offers."""
+    return (counted + weight * guess) / (offered + weight)

@@ -3,16 +3,18 @@
 Of every part of its plan it knows what a draft should bring (``acceptance``) and what the cycle
 costs (``costs``), and takes the one with the most tokens per millisecond, plain decoding among
 them. At that optimum a node or a level is there while what it should bring exceeds its time at that
-rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycles really take.
+rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycles really take. An
+account (``account``) pays for drafts that lose, those that are only tried among them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, needed
+from jakiro.engine.account import Account
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import DraftLimits, Policy, Times
 from jakiro.tree.shapes import TreePlan
@@ -22,13 +24,13 @@ from jakiro.tree.verdict import Verdict
 HYSTERESIS = 1.02
 """How much better another choice must look."""
 DECIDE_EVERY = 4
-"""Drafts of rows."""
+"""Drafts, which are counted then; the newest cycle's weight in the averages of time is below."""
 PROBE_WEIGHT = 0.08
-"""Of the newest cycle in the averages of time."""
-WAITS = {True: (8, 128), False: (8, 48)}
-"""Cycles until what is not being done is tried, while drafting is off and while it is on: at first,
-and at most. They double while nothing comes of it. A new request, which may be of another kind,
-halves them while drafting is off."""
+WAITS = (8, 96)
+"""Cycles until what is not being done is tried, at first and at most; they double."""
+PLAIN_FIRST, PLAIN_EVERY = 2, 96
+"""Plain cycles before the first draft of a size of batch, and cycles until the next one: all else
+is compared with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class _Sheet:
     """[nodes]: ms per further committed token."""
     draft: Array
     """[depths, budgets] of the grid, ms."""
+    shared: float
+    """The part of a plain cycle that is the same however many rows there are."""
 
 
 @dataclass(slots=True)
@@ -55,7 +59,32 @@ class _Pace:
         first use of a size, is no cost of the plan."""
         ratio = min(measured / max(predicted, 1e-6), bound * self.value)
         self.count += 1
-        self.value += max(PROBE_WEIGHT, 1 / (1 + self.count)) * (ratio - self.value)
+        self.value += max(PROBE_WEIGHT, 1 / self.count) * (ratio - self.value)
+
+
+@dataclass(slots=True)
+class _Size:
+    """What was learnt with batches of about one size, and what drafts saved there. A draft that was
+    not made yet is as fast or slow as others."""
+
+    plain: _Pace
+    account: Account = field(default_factory=Account)
+    drafted: _Pace = field(default_factory=_Pace)
+    drafting: _Pace = field(default_factory=_Pace)
+
+    def of(self, pace: _Pace) -> float:
+        return pace.value if pace.count else self.plain.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """One that is not counted yet."""
+
+    tree: TokenTree
+    paths: list[list[int]]
+    part: Choice
+    depths: list[int]
+    last: int
 
 
 class Controller(Policy):
@@ -73,44 +102,47 @@ class Controller(Policy):
         self._nodes = np.zeros(self.grid.shape)
         for place, part in self._plans.items():
             self._nodes[place] = part.num_nodes
-        self._sheets: dict[int, _Sheet] = {}
-        self._acceptance = Acceptance(self.grid)
-        self._drafting, self._drafted, self._plain = _Pace(), _Pace(), _Pace()
-        self._fill = 1.0
         depths, budgets = self.grid.shape
         self._whole: Choice = (depths - 1, budgets - 1)
-        # What is done by default, and what in this cycle; None: plain decoding.
-        self._choice: Choice | None = self._whole
-        self._running: Choice | None = self._whole
-        self._is_stale = self._has_new = self._is_probe = False
-        self._waits = {is_off: first for is_off, (first, _) in WAITS.items()}
-        self._left = self._waits[False]
+        self._sheets: dict[int, _Sheet] = {}
+        self._sizes: dict[int, _Size] = {}
+        self._fill, self._context, self._caps = 1.0, 0.0, [1]
+        self._acceptance = Acceptance(self.grid)
+        self._size = self._size_here()
+        # What is done by default, None: plain decoding; the best draft; and what is done in this
+        # cycle.
+        self._choice: Choice | None = None
+        self._best: Choice = self._whole
+        self._running: Choice | None = None
+        self._losses = np.zeros(self.grid.shape)
+        # Per row the tokens that drafts brought.
+        self._leads: list[int] = []
+        self._news: list[_Draft] = []
+        self._is_stale = True
+        self._wait = self._left = WAITS[0]
         self._num_cycles = self._num_off = self._num_idle = self._num_probes = 0
-        self._num_new = 0
-        self._context, self._caps = 0.0, [1]
+        self._since_plain = 0
 
     # -- the policy ---------------------------------------------------------------------------
 
     def begin(self) -> None:
+        self._count()
         self._acceptance.begin()
-        self._is_stale = self._has_new = True
+        self._leads.append(min(self._leads, default=0))
+        self._is_stale = True
 
     def keep(self, rows: list[int]) -> None:
+        self._count()
         self._acceptance.keep(rows)
+        self._leads = [self._leads[row] for row in rows]
         self._is_stale = True
 
     def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
         self._context, self._caps = sum(lengths) / len(lengths), caps
-        if self._has_new and self._choice is None:  # once for all that come together
-            self._waits[True] = max(WAITS[True][0], self._waits[True] // 2)
-            self._left = min(self._left, self._waits[True])
-        self._has_new = False
         if self._is_stale:
             self._decide()
-        self._left -= 1
         self._num_cycles += 1
-        self._is_probe = self._left <= 0
-        self._running = self._probe() if self._is_probe else self._choice
+        self._running = self._next()
         if self._running is None:
             self._num_off += 1
             return DraftLimits(self._plans[0, 0], [0] * len(caps))
@@ -118,21 +150,21 @@ class Controller(Policy):
 
     def learn(self, tree: TokenTree, verdict: Verdict, times: Times) -> None:
         if self._running is None or max(self._caps) == 0:
-            self._plain.learn(times.rest_ms, self._plain_ms(1.0))
+            self._size.plain.learn(times.rest_ms, self._measured_ms(1))
+            self._size.account.rest()
             self._num_idle += 1
+            self._since_plain = 0
+            self._is_stale = self._num_idle >= WAITS[0]
         else:
             self._learn_draft(self._running, tree, verdict, times)
-            self._num_new += len(self._caps)
-            self._is_stale = self._is_probe or self._num_new >= DECIDE_EVERY
-        if self._is_probe:
-            self._schedule(sum(map(len, verdict.paths)))
+            self._since_plain += 1
+            self._is_stale = self._choice is None or len(self._news) >= DECIDE_EVERY
 
     def explain(self) -> str:
-        plain, cost, gains = self._plain_ms(), self._cost(), self._acceptance.gains()
-        batch = self._acceptance.num_rows
-        place = self._choice or self._best(self._rates())
+        self._decide()
+        plain, cost, place = self._plain_ms, self._cost(), self._choice or self._best
         part, draft = self._plans[place], float(self._draft_ms()[place])
-        tokens = 1 + gains[place] / batch
+        tokens = 1 + float(self._acceptance.gains()[place]) / self._acceptance.num_rows
         reasons = (
             f"verify costs {(cost[place] - draft) / plain:.2f} at {part.num_nodes + 1} rows, "
             f"drafting {draft / plain:.2f}, for {tokens:.2f} tokens a cycle: "
@@ -146,68 +178,64 @@ class Controller(Policy):
 
     def _decide(self) -> None:
         """Take what promises most; what is done now stays unless it is clearly worse."""
-        self._is_stale, self._num_new = False, 0
-        rates, off = self._rates(), self._acceptance.num_rows / self._plain_ms()
-        best = self._best(rates)
-        now = off if self._choice is None else float(rates[self._choice])
-        if max(off, float(rates[best])) > HYSTERESIS * now:
-            was_off, self._choice = self._choice is None, None if off >= rates[best] else best
-            if was_off != (self._choice is None):
-                self._left = self._waits[not was_off]
-
-    def _probe(self) -> Choice | None:
-        """What is not done at present. While drafting is off, the draft that promises most; else
-        one level more, mostly, and now and then the whole plan or plain decoding."""
-        if self._choice is None:
-            return self._best(self._rates())
-        self._num_probes += 1
-        depth, budget = self._choice
-        more = (min(depth + 1, self._whole[0]), min(budget + 2, self._whole[1]))
-        several = (None, more, self._whole, more)
-        return several[self._num_probes % len(several)]
-
-    def _schedule(self, num_tokens: int) -> None:
-        """The next probe: later than this one; at once where a draft was better than none."""
-        is_off = self._choice is None
-        pays = (
-            self._running is not None
-            and num_tokens * self._plain_ms() > len(self._caps) * self._cost()[self._running]
-        )
-        if is_off and pays:
-            self._waits[is_off], self._left = WAITS[is_off][0], 1
-        else:
-            self._left = self._waits[is_off] = min(2 * self._waits[is_off], WAITS[is_off][1])
-
-    @staticmethod
-    def _best(rates: Array) -> Choice:
+        self._count()
+        self._is_stale = False
+        self._size = self._size_here()
+        num_rows, cost, plain = self._acceptance.num_rows, self._cost(), self._plain_ms
+        tokens = num_rows + self._acceptance.gains()
+        rates, off = tokens / cost, num_rows / plain
+        self._losses = cost / plain - tokens / num_rows
         depth, budget = np.unravel_index(int(rates.argmax()), rates.shape)
-        return int(depth), int(budget)
+        self._best = int(depth), int(budget)
+        best = float(rates[self._best])
+        now = off if self._choice is None else float(rates[self._choice])
+        if max(off, best) > HYSTERESIS * now:
+            was_off, self._choice = self._choice is None, None if off >= best else self._best
+            if was_off != (self._choice is None):
+                self._wait = self._left = WAITS[0]
+
+    def _next(self) -> Choice | None:
+        """A plain cycle where one is due; else the choice, or something else now and then; a draft
+        only if the account covers what it may lose."""
+        self._left -= 1
+        if self._size.plain.count < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY:
+            return None
+        wanted, is_covered = self._choice, self._size.account.covers
+        if self._left <= 0:
+            other = self._best if wanted is None else self._other(wanted)
+            if is_covered(float(self._losses[other])):
+                self._left = self._wait = min(2 * self._wait, WAITS[1])
+                self._num_probes += 1
+                return other
+        is_paid = wanted is not None and is_covered(float(self._losses[wanted]))
+        return wanted if is_paid else None
+
+    def _other(self, choice: Choice) -> Choice:
+        """What is not done at present: mostly one level and twice the nodes, else the whole."""
+        depth, budget = choice
+        more = min(depth + 1, self._whole[0]), min(budget + 1, self._whole[1])
+        return more if self._num_probes % 3 else self._whole
 
     # -- what is expected ---------------------------------------------------------------------
-
-    def _rates(self) -> Array:
-        """Tokens per millisecond of every part of the plan."""
-        rates: Array = (self._acceptance.num_rows + self._acceptance.gains()) / self._cost()
-        return rates
 
     def _cost(self) -> Array:
         """Milliseconds of a cycle of every part."""
         nodes = np.rint(1 + self._fill * self._nodes).astype(int)
-        cost: Array = self._draft_ms() + self._drafted.value * self._verify_ms(nodes)
+        drafted = self._size.of(self._size.drafted)
+        cost: Array = self._draft_ms() + drafted * self._measured_ms(nodes)
         return cost
 
     def _draft_ms(self) -> Array:
-        draft: Array = self._drafting.value * self._sheet.draft
+        draft: Array = self._size.of(self._size.drafting) * self._sheet.draft
         return draft
 
-    def _plain_ms(self, pace: float | None = None) -> float:
-        """A cycle without a draft; until one has been seen, it is as fast or slow as others."""
-        if pace is None:
-            pace = self._plain.value if self._plain.count else self._drafted.value
-        return pace * float(self._verify_ms(np.array(1)))
+    @property
+    def _plain_ms(self) -> float:
+        """A cycle without a draft."""
+        return self._size.plain.value * float(self._measured_ms(1))
 
-    def _verify_ms(self, nodes: np.typing.NDArray[np.int64]) -> Array:
-        """As measured beforehand, without correction."""
+    def _measured_ms(self, nodes: np.typing.NDArray[np.int64] | int) -> Array:
+        """All of a cycle but drafting, as measured beforehand, without correction."""
         sheet = self._sheet
         nodes = np.minimum(nodes, len(sheet.verify) - 1)
         more = max(0.0, self._context - self._costs.context)
@@ -224,23 +252,54 @@ class Controller(Policy):
             widths = np.array([self._plans[0, b].width for b in range(self.grid.shape[1])])
             verify, slope = self._costs.verify(batch, nodes)
             draft = self._costs.draft(batch, depths, widths.astype(np.float64))
-            self._sheets[batch] = _Sheet(verify, slope, draft)
+            alone, together = float(self._costs.verify(1, nodes)[0][1]), float(verify[1])
+            row = (together - alone) / (batch - 1) if batch > 1 else 0.0
+            self._sheets[batch] = _Sheet(verify, slope, draft, 1 - batch * row / together)
         return self._sheets[batch]
+
+    def _size_here(self) -> _Size:
+        """Those of batches between two powers of two; at first plain decoding has the last pace."""
+        size = self._acceptance.num_rows.bit_length()
+        if size not in self._sizes:
+            last = self._size.plain.value if self._sizes else 1.0
+            self._sizes[size] = _Size(_Pace(last))
+        return self._sizes[size]
 
     # -- learning -----------------------------------------------------------------------------
 
     def _learn_draft(self, place: Choice, tree: TokenTree, verdict: Verdict, times: Times) -> None:
-        part = self._plans[place]
-        last = min(part.depth, max(self._caps))
-        # After cycles without a draft it had to catch up first, and took no less than it needs.
-        bound = 1.0 if self._num_idle else 2.0
+        size, last = self._size, min(place[0] + 1, max(self._caps))
         draft = float(self._sheet.draft[last - 1, place[1]])
-        self._drafting.learn(times.draft_ms, draft, bound)
-        self._drafted.learn(times.rest_ms, float(self._verify_ms(np.array(tree.num_nodes))))
+        rest = float(self._measured_ms(tree.num_nodes))
+        # A stall is no fault of the draft: of the loss, too, only so much is believed.
+        most = 2 * (size.of(size.drafting) * draft + size.of(size.drafted) * rest)
+        taken = min(times.draft_ms + times.rest_ms, most) / self._plain_ms
+        saved = self._worth(verdict.paths) - taken
+        size.account.book(saved)
+        if self._choice is None and saved > 0:
+            self._wait, self._left = WAITS[0], 1
+        # After cycles without a draft it had to catch up first, and took no less than it needs.
+        size.drafting.learn(times.draft_ms, draft, 1.0 if self._since_plain == 0 else 2.0)
+        size.drafted.learn(times.rest_ms, rest)
         filled = (tree.num_nodes - 1) / self._nodes[last - 1, place[1]]
         self._fill += PROBE_WEIGHT * (filled - self._fill)
+        depths = [min(last, cap) for cap in self._caps]
+        self._news.append(_Draft(tree, verdict.paths, place, depths, last))
+
+    def _worth(self, paths: list[list[int]]) -> float:
+        """Plain cycles that would have brought the tokens of ``paths``. A cycle of fewer rows costs
+        less, but not in proportion: that a batch is done sooner, its slowest row must be."""
+        before = min(self._leads)
+        self._leads = [lead + len(path) for lead, path in zip(self._leads, paths, strict=True)]
+        mean = sum(map(len, paths)) / len(paths)
+        shared = self._sheet.shared
+        return shared * (min(self._leads) - before) + (1 - shared) * mean
+
+    def _count(self) -> None:
+        """Several drafts at a time, as little else of a cycle needs numbers of the device."""
+        for new in self._news:
+            found = needed(new.tree, new.paths)
+            self._acceptance.count(found, new.part, new.depths, new.last)
+        self._news = []
         self._acceptance.fade(self._num_idle)
         self._num_idle = 0
-        budgets = needed(tree, verdict.paths, self.grid.num_depths)
-        depths = [min(last, cap) for cap in self._caps]
-        self._acceptance.count(budgets, place, depths, last)
