@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from jakiro.engine.acceptance import Acceptance, Grid, needed
-from jakiro.engine.budget import Controller
+from jakiro.engine.account import SHARE, START
+from jakiro.engine.budget import PLAIN_FIRST, Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import Times
@@ -38,7 +39,8 @@ def costs(node_ms: float, level_ms: float, batches: tuple[int, ...] = (1, 16)) -
 
 
 class Machine:
-    """Cycles of a controller in a world where times are those of ``costs``, times ``pace``."""
+    """Cycles of a controller in a world where times are those of ``costs``, times ``pace``, those
+    with a draft times ``dear``."""
 
     def __init__(
         self,
@@ -47,24 +49,30 @@ class Machine:
         num_rows: int = 1,
         pace: float = 1.0,
         last: float | None = None,
+        dear: float = 1.0,
     ) -> None:
         self.controller, self.costs, self.pace = Controller(plan, table), table, pace
-        self.last = last
+        self.last, self.dear = last, dear
         self.num_rows, self.chance = num_rows, random.Random(0)
         self.num_tokens, self.ms = 0, 0.0
         self.plans: list[TreePlan | None] = []
+        self.paths: list[list[int]] = []
         for _ in range(num_rows):
             self.controller.begin()
 
-    def run(self, num_cycles: int, accepts: Callable[[int], float]) -> None:
-        """``accepts``: the chance of depth d (a chain) or rank d (a fan), from 0 on."""
+    def run(
+        self, num_cycles: int, accepts: Callable[[int], float], rows: list[float] | None = None
+    ) -> None:
+        """``accepts``: the chance of depth d (a chain) or rank d (a fan), from 0 on; ``rows``: of
+        every row the chance at any depth, instead."""
         for _ in range(num_cycles):
             limits = self.controller.limits([5] * self.num_rows, [99] * self.num_rows)
             plan = None if limits.is_off else limits.plan
             self.plans.append(plan)
             size = 0 if plan is None else plan.budget
             is_fan = self.controller.plan.kind == "dynamic"
-            paths = [self._path(size, is_fan, accepts) for _ in range(self.num_rows)]
+            chances = [accepts if rows is None else _always(rows[i]) for i in range(self.num_rows)]
+            self.paths = paths = [self._path(size, is_fan, chance) for chance in chances]
             parents = torch.tensor([[-1, *([0] * size if is_fan else range(size))]])
             parents = parents.expand(self.num_rows, -1)
             tree = TokenTree(parents, parents, torch.ones_like(parents, dtype=torch.bool))
@@ -72,6 +80,26 @@ class Machine:
             self.controller.learn(tree, _verdict(paths), times)
             self.num_tokens += sum(map(len, paths))
             self.ms += times.draft_ms + times.rest_ms
+
+    def answer(self, num_tokens: int, accepts: list[float]) -> float:
+        """All rows write so many tokens, and leave then. Returns what that takes plainly."""
+        plain = num_tokens * self.cost_of(None)
+        left = dict.fromkeys(range(self.num_rows), num_tokens)
+        while left:
+            self.run(1, lambda _: 0.0, [accepts[row] for row in left])
+            stay = [i for i, row in enumerate(left) if left[row] > len(self.paths[i])]
+            done = dict(zip(left, self.paths, strict=True))
+            left = {row: n - len(done[row]) for row, n in left.items() if n > len(done[row])}
+            self.controller.keep(stay)
+            self.num_rows = len(left)
+        self.num_rows = len(accepts)
+        for _ in accepts:
+            self.controller.begin()
+        return plain
+
+    def cost_of(self, plan: TreePlan | None) -> float:
+        times = self._times(plan, 0 if plan is None else plan.budget)
+        return times.draft_ms + times.rest_ms
 
     def _path(self, size: int, is_fan: bool, accepts: Callable[[int], float]) -> list[int]:
         if is_fan:
@@ -92,7 +120,12 @@ class Machine:
         if plan is None:
             return Times(0.0, self.pace * float(verify[0]))
         sheet = self.costs.draft(self.num_rows, np.array([float(plan.depth)]), np.array([1.0]))
-        return Times(self.pace * float(sheet[0, 0]), self.pace * float(verify[0]))
+        pace = self.pace * self.dear
+        return Times(pace * float(sheet[0, 0]), pace * float(verify[0]))
+
+
+def _always(chance: float) -> Callable[[int], float]:
+    return lambda _: chance
 
 
 def _verdict(paths: list[list[int]]) -> Verdict:
@@ -127,7 +160,7 @@ def test_it_drafts_as_deep_as_pays(alpha: float, num_rows: int, pace: float) -> 
         assert late.count(None) > 0.9 * len(late)
         assert "no drafting" in machine.controller.explain()
     else:
-        assert late.count(None) < 0.05 * len(late)
+        assert late.count(None) < 0.2 * len(late)
 
 
 def test_a_node_is_there_while_its_gain_exceeds_its_cost() -> None:
@@ -164,6 +197,37 @@ def test_a_request_unlike_the_others_is_soon_known() -> None:
     assert np.median(after) >= 6
 
 
+@pytest.mark.parametrize(("alpha", "dear"), [(0.0, 1.0), (0.7, 3.0)])
+@pytest.mark.parametrize("num_rows", [1, 16])
+def test_no_guess_can_lose_more_than_the_account_has(
+    alpha: float, num_rows: int, dear: float
+) -> None:
+    """Drafts that are never accepted: the time lost is at most the start of the account and its
+    share of plain cycles. Good ones whose cycles take three times what the costs say: the first
+    two drafts besides, as less of their time is believed."""
+    table = costs(node_ms=0.3, level_ms=2.0)
+    machine = Machine(CHAIN, table, num_rows, dear=dear)
+    plain = float(table.verify(num_rows, np.array([1.0]))[0][0])
+    for num_cycles in (20, 100, 600):
+        machine.run(num_cycles, lambda _: alpha)
+        lost = machine.ms / plain - machine.num_tokens / num_rows
+        drafts = [machine.cost_of(plan) / plain for plan in machine.plans if plan]
+        most = START + SHARE * len(machine.plans)
+        assert lost <= most if dear == 1 else lost < most + sum(drafts[:2])
+    assert machine.plans.count(None) > 0.95 * len(machine.plans)
+
+
+def test_a_batch_is_done_when_its_slowest_row_is() -> None:
+    """Of 16 rows one accepts nothing, and a cycle of one row takes nearly as long as one of all: on
+    average drafts pay, but each makes the batch as a whole slower."""
+    machine = Machine(CHAIN, costs(node_ms=0.01, level_ms=2.0), 16)
+    plain = 0.0
+    for _ in range(6):
+        machine.ms = 0.0
+        plain = machine.answer(100, [0.0] + [0.5] * 15)
+    assert machine.ms < 1.04 * plain
+
+
 def test_it_comes_back_when_acceptance_does() -> None:
     machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
     machine.run(600, lambda _: 0.0)
@@ -183,8 +247,10 @@ def test_rows_that_leave_take_their_rates_along() -> None:
     machine.run(200, lambda _: 0.9)
     machine.controller.keep([1])
     machine.num_rows = 1
-    machine.run(20, lambda _: 0.9)
-    assert machine.plans[-1] is not None
+    machine.run(PLAIN_FIRST + 1, lambda _: 0.9)
+    first = machine.plans[-1]
+    assert first is not None
+    assert first.depth >= 3
 
 
 def test_the_rates_that_stay_are_those_of_the_rows_that_stay() -> None:
@@ -194,8 +260,7 @@ def test_the_rates_that_stay_are_those_of_the_rows_that_stay() -> None:
         acceptance = Acceptance(Grid.of(CHAIN))
         acceptance.begin()
         acceptance.begin()
-        whole = np.arange(CHAIN.depth + 1, dtype=np.float64)
-        found = np.stack([np.where(whole > 0, np.inf, 0.0), whole])
+        found = [[], list(range(1, CHAIN.depth + 1))]
         for _ in range(10):
             acceptance.count(found, (CHAIN.depth - 1, 0), [CHAIN.depth] * 2, CHAIN.depth)
             both = acceptance.gains()[-1, 0]
@@ -212,13 +277,17 @@ def test_what_accepted_nodes_need() -> None:
     parents = torch.tensor([[-1, 0, 0, 0, 2, 2, 5, 0]] * 3)
     valid = torch.tensor([[True] * 7 + [False]] * 3)
     scores = torch.tensor([[0.0, -1.0, -2.0, -4.0, -3.9, -3.0, -6.0, -0.5]] * 3)
-    paths, none = [[0, 2, 5, 6], [0, 3], [0]], np.inf
+    paths = [[0, 2, 5, 6], [0, 3], [0]]
     tree = TokenTree(parents, parents, valid, scores)
-    assert needed(tree, paths, 2).tolist() == [[0, 2, 3], [0, 5, none], [0, none, none]]
-    assert needed(tree, paths, 3)[0].tolist() == [0, 2, 3, 6]
+    assert needed(tree, paths) == [[2, 3, 6], [5], []]
     # Without scores nodes come in their order.
     tree = TokenTree(parents, parents, valid)
-    assert needed(tree, paths, 3)[:2].tolist() == [[0, 2, 5, 6], [0, 3, none, none]]
+    assert needed(tree, paths) == [[2, 5, 6], [3], []]
+
+
+def test_few_sizes_are_chosen_among() -> None:
+    assert Grid.of(TreePlan("dynamic", depth=6, width=6, budget=20)) == Grid(6, (1, 2, 5, 10, 20))
+    assert Grid.of(CHAIN) == Grid(8, (8,))
 
 
 def test_costs_between_and_beyond_the_measured_places() -> None:

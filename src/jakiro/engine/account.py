@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-SHARE = 0.01
+SHARE = 0.005
 """Of plain cycles, which drafts may lose."""
-START, MOST = 1.0, 16.0
+START, MOST = 1.0, 32.0
 """On the account to begin with, and at most."""
 
 
 class Account:
-    """Drafts earn what they save over plain decoding, and may lose what is there.
+    """Drafts earn what they save over plain decoding, and may lose what is there: one that would
+    lose more than ``balance`` if nothing of it were accepted is not made.
 
-    However wrong every guess is, what is lost is at most the start, ``SHARE`` of the plain cycles,
-    what drafts had saved before, and the last draft.
+    However wrong the guesses of acceptance are, what is lost is then at most the start, ``SHARE``
+    of the plain cycles, and what drafts have saved before. Of the costs it is what a cycle takes
+    that is booked, not what was guessed.
     """
 
     def __init__(self) -> None:
-        self._balance = START
-
-    def covers(self, loss: float) -> bool:
-        """Whether a draft may be made that should lose so much; a negative loss is a gain, which
-        pays no debt before it is there."""
-        return self._balance >= max(0.0, loss)
+        self.balance = START
 
     def book(self, saved: float) -> None:
         """A cycle with a draft."""
-        self._balance = min(self._balance + saved, MOST)
+        self.balance = min(self.balance + saved, MOST)
 
     def rest(self) -> None:
         """A cycle without a draft."""

@@ -114,6 +114,9 @@ class Controller(Policy):
         self._choice: Choice | None = None
         self._best: Choice = self._whole
         self._running: Choice | None = None
+        # Of every part tokens per ms, beside those of plain decoding, and the plain cycles that are
+        # lost if nothing is accepted.
+        self._rates, self._off = np.zeros(self.grid.shape), 0.0
         self._losses = np.zeros(self.grid.shape)
         # Per row the tokens that drafts brought.
         self._leads: list[int] = []
@@ -129,6 +132,8 @@ class Controller(Policy):
         self._count()
         self._acceptance.begin()
         self._leads.append(min(self._leads, default=0))
+        if self._choice is None:  # it may be of another kind than those before
+            self._left = min(self._left, WAITS[0])
         self._is_stale = True
 
     def keep(self, rows: list[int]) -> None:
@@ -183,10 +188,9 @@ class Controller(Policy):
         self._size = self._size_here()
         num_rows, cost, plain = self._acceptance.num_rows, self._cost(), self._plain_ms
         tokens = num_rows + self._acceptance.gains()
-        rates, off = tokens / cost, num_rows / plain
-        self._losses = cost / plain - tokens / num_rows
-        depth, budget = np.unravel_index(int(rates.argmax()), rates.shape)
-        self._best = int(depth), int(budget)
+        self._rates, self._off = rates, off = tokens / cost, num_rows / plain
+        self._losses = cost / plain - 1
+        self._best = self._argmax(rates)
         best = float(rates[self._best])
         now = off if self._choice is None else float(rates[self._choice])
         if max(off, best) > HYSTERESIS * now:
@@ -200,15 +204,23 @@ class Controller(Policy):
         self._left -= 1
         if self._size.plain.count < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY:
             return None
-        wanted, is_covered = self._choice, self._size.account.covers
+        wanted, balance = self._choice, self._size.account.balance
         if self._left <= 0:
             other = self._best if wanted is None else self._other(wanted)
-            if is_covered(float(self._losses[other])):
+            if self._losses[other] <= balance:
                 self._left = self._wait = min(2 * self._wait, WAITS[1])
                 self._num_probes += 1
                 return other
-        is_paid = wanted is not None and is_covered(float(self._losses[wanted]))
-        return wanted if is_paid else None
+        if wanted is None or self._losses[wanted] <= balance:
+            return wanted
+        rates = np.where(self._losses <= balance, self._rates, 0.0)
+        smaller = self._argmax(rates)
+        return smaller if rates[smaller] > self._off else None
+
+    @staticmethod
+    def _argmax(rates: Array) -> Choice:
+        depth, budget = np.unravel_index(int(rates.argmax()), rates.shape)
+        return int(depth), int(budget)
 
     def _other(self, choice: Choice) -> Choice:
         """What is not done at present: mostly one level and twice the nodes, else the whole."""

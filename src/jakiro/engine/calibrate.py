@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ def measure(
     max_batch_size: int = 1,
     seconds: float = SECONDS,
 ) -> Costs:
-    """The costs of cycles with ``drafter`` and parts of ``plan`` (None: the drafter's), medians.
+    """The costs of cycles with ``drafter`` and parts of ``plan`` (None: the drafter's).
 
     The drafter must be in no other engine; it is left without rows.
     """
@@ -124,7 +124,7 @@ def measure(
     share = seconds / (2 * len(batches) + 1)
     verify, draft = [], []
     for batch in batches:
-        verify.append(_verify(target, drafter, nodes, batch, context, share))
+        verify.append(_least(_verifier(target, drafter, nodes[-1], batch, context), nodes, share))
         places = [plan.limited(d, w, plan.budget) for d in depths for w in widths]
         flat = _draft(target, drafter, plan, places, batch, context, share)
         size = len(widths)
@@ -153,18 +153,18 @@ def _spread(num_nodes: int) -> list[int]:
     return sorted(size for size in sizes if size <= num_nodes + 1)
 
 
-def _verify(
-    target: Target, like: Drafter, nodes: Sequence[int], batch: int, context: int, seconds: float
-) -> list[float]:
-    """All of a cycle but drafting, per size of tree."""
+def _verifier(
+    target: Target, like: Drafter, most: int, batch: int, context: int
+) -> Callable[[int], float]:
+    """Takes all of a cycle but drafting, for a tree of a given size, at most ``most`` nodes."""
     drafter = _Chains(like)
-    bench = _Bench(target, drafter, TreePlan.chain(max(nodes)), batch, context)
+    bench = _Bench(target, drafter, TreePlan.chain(most), batch, context)
 
     def of(size: int) -> float:
         drafter.size = size - 1
         return bench.cycle()[1]
 
-    return _medians(of, nodes, seconds)
+    return of
 
 
 def _draft(
@@ -184,7 +184,7 @@ def _draft(
         return bench.cycle()[0]
 
     try:
-        return _medians(of, range(len(parts)), seconds)
+        return _least(of, range(len(parts)), seconds)
     finally:
         bench.close()
 
@@ -196,24 +196,24 @@ def _slope(
     far = min(LONG, target.context_length // 2)
     if far <= 2 * context:
         return 0.0, 0.0
-    near_ms, far_ms = (
-        _verify(target, like, (1, max(2, size)), 1, length, seconds / 2)
-        for length in (context, far)
-    )
-    rise = [max(0.0, b - a) / (far - context) for a, b in zip(near_ms, far_ms, strict=True)]
+    sizes = (1, max(2, size))
+    takers = [_verifier(target, like, sizes[1], 1, length) for length in (context, far)]
+    places = [(of, nodes) for of in takers for nodes in sizes]
+    times = _least(lambda i: places[i][0](places[i][1]), range(len(places)), seconds)
+    rise = [max(0.0, b - a) / (far - context) for a, b in zip(times[:2], times[2:], strict=True)]
     return rise[0], rise[1]
 
 
-def _medians(of: Callable[[int], float], places: Sequence[int], seconds: float) -> list[float]:
-    """Every place once per round, so that a disturbance falls on all of them; the first round
-    warms up and does not count."""
-    found: list[list[float]] = [[] for _ in places]
+def _least(of: Callable[[int], float], places: Sequence[int], seconds: float) -> list[float]:
+    """The least time of every place. What disturbs a cycle only ever adds to it, and a table that
+    is kept must not hold what else the machine did when it was taken. Every place is taken once per
+    round; the first round warms up and does not count."""
+    found = [math.inf] * len(places)
     began = time.perf_counter()
     for number in range(MAX_ROUNDS + 1):
         if number > MIN_ROUNDS and time.perf_counter() - began > seconds:
             break
-        for times, place in zip(found, places, strict=True):
-            taken = of(place)
-            if number:
-                times.append(taken)
-    return [median(times) for times in found]
+        taken = [of(place) for place in places]
+        if number:
+            found = list(map(min, found, taken))
+    return found
