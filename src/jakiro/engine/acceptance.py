@@ -129,7 +129,7 @@ class Acceptance:
         level, and of the accepted nodes what budgets they ``needed``."""
         whole = self.grid.budgets[part[1]]
         for row, (needs, deepest) in enumerate(zip(needed, depths, strict=True)):
-            above = 0
+            above: float = 0
             # The first level at which nothing was accepted was offered, too.
             for level, need in enumerate([*needs, math.inf][:deepest]):
                 if above > whole:
@@ -188,11 +188,10 @@ class Acceptance:
         for depth, (offered, failed) in enumerate(zip(self._offered, self._failed, strict=True)):
             expected = sum(map(mul, offered, shape))
             scale = _shrunk(expected, sum(failed), 1.0, PRIOR * sum(shape))
+            each = zip(self.grid.budgets, shape, offered, failed, strict=True)
             shape = [
-                _shrunk(*counts, scale * guess, PRIOR) if budget > depth else 1.0
-                for budget, guess, *counts in zip(
-                    self.grid.budgets, shape, offered, failed, strict=True
-                )
+                _shrunk(offers, failures, scale * guess, PRIOR) if budget > depth else 1.0
+                for budget, guess, offers, failures in each
             ]
             failing.append(shape)
         return failing

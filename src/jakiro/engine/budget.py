@@ -3,8 +3,8 @@
 Of every part of its plan it knows what a draft should bring (``acceptance``) and what the cycle
 costs (``costs``), and takes the one with the most tokens per millisecond, plain decoding among
 them. At that optimum a node or a level is there while what it should bring exceeds its time at that
-rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycles really take. An
-account (``account``) pays for drafts that lose, those that are only tried among them.
+rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycles really take. All
+drafts, those that are only tried among them, must be covered by an ``account``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from jakiro.tree.verdict import Verdict
 HYSTERESIS = 1.02
 """How much better another choice must look."""
 DECIDE_EVERY = 4
-"""Drafts, which are counted then; the newest cycle's weight in the averages of time is below."""
-PROBE_WEIGHT = 0.08
+"""Drafts, which are counted then."""
+PACE_WEIGHT = 0.08
+"""Of the newest cycle in the averages of time."""
 WAITS = (8, 96)
 """Cycles until what is not being done is tried, at first and at most; they double."""
 PLAIN_FIRST, PLAIN_EVERY = 2, 96
@@ -59,7 +60,7 @@ class _Pace:
         first use of a size, is no cost of the plan."""
         ratio = min(measured / max(predicted, 1e-6), bound * self.value)
         self.count += 1
-        self.value += max(PROBE_WEIGHT, 1 / self.count) * (ratio - self.value)
+        self.value += max(PACE_WEIGHT, 1 / self.count) * (ratio - self.value)
 
 
 @dataclass(slots=True)
@@ -155,7 +156,7 @@ class Controller(Policy):
 
     def learn(self, tree: TokenTree, verdict: Verdict, times: Times) -> None:
         if self._running is None or max(self._caps) == 0:
-            self._size.plain.learn(times.rest_ms, self._measured_ms(1))
+            self._size.plain.learn(times.rest_ms, float(self._measured_ms(1)))
             self._size.account.rest()
             self._num_idle += 1
             self._since_plain = 0
@@ -199,8 +200,8 @@ class Controller(Policy):
                 self._wait = self._left = WAITS[0]
 
     def _next(self) -> Choice | None:
-        """A plain cycle where one is due; else the choice, or something else now and then; a draft
-        only if the account covers what it may lose."""
+        """A plain cycle where one is due; else the choice, or something else now and then. Where
+        the account covers no draft of that size, the best one that it covers."""
         self._left -= 1
         if self._size.plain.count < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY:
             return None
@@ -294,7 +295,7 @@ class Controller(Policy):
         size.drafting.learn(times.draft_ms, draft, 1.0 if self._since_plain == 0 else 2.0)
         size.drafted.learn(times.rest_ms, rest)
         filled = (tree.num_nodes - 1) / self._nodes[last - 1, place[1]]
-        self._fill += PROBE_WEIGHT * (filled - self._fill)
+        self._fill += PACE_WEIGHT * (filled - self._fill)
         depths = [min(last, cap) for cap in self._caps]
         self._news.append(_Draft(tree, verdict.paths, place, depths, last))
 
