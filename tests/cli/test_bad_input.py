@@ -60,7 +60,7 @@ def copy(target: str, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--target", "no/such/model"], FAILURE, "model from 'no/such/model'"),
+        (["--target", "no/such/model"], FAILURE, "model from 'no/such/model': there is no such"),
         (
             ["--drafter", "oracle"],
             USAGE,

@@ -31,8 +31,13 @@ def restrict(
     are never drafted, but the target still chooses among all, so the text stays.
     """
     from jakiro.cli import session
+    from jakiro.hub.checkpoint import read_config
+    from jakiro.hub.convert.importing import check_free
     from jakiro.train.vocabulary import restrict
 
+    # What can be told without the target is told before it is loaded.
+    check_free(out)
+    read_config(directory)
     engine = session.open_engine(target, "none", device=device)
     done = restrict(directory, engine, data, draft_vocab, out)
     if as_json:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -151,6 +152,9 @@ def check_vocabularies(other: tuple[int, object], target: tuple[int, object], wh
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first; more lines are advice about other things."""
+    """What an error of a library says first; more lines are advice about other things. Where a
+    name can be none of the hub, what is meant by it: a place that is not there."""
+    if isinstance(error.__cause__, HFValidationError):
+        return "there is no such directory"
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
