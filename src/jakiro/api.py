@@ -164,8 +164,8 @@ def _maker(
     if isinstance(given, (str, Path)):
         source = Source.find(given, is_bundled_target)
         return lambda target, tokenizer: source.load(target, tokenizer, options)
-    if isinstance(given, nn.Module):
-        model = cast(PreTrainedModel, given)
+    if isinstance(given, nn.Module) or not (isinstance(given, Drafter) or callable(given)):
+        model = cast(PreTrainedModel, given)  # what is none is refused by name
         return lambda target, tokenizer: of_model(model, target, (None, tokenizer), options)
     if options:
         raise ConfigError("give drafter_options to the drafter itself where it is made outside")
