@@ -254,7 +254,7 @@ def assert_draft_cache_is_fresh(
 ) -> None:
     """The pairs fed so far end before the root of the *last* cycle."""
     length = drafter._cache.lengths[row]
-    waiting = torch.cat(drafter._features[row])
+    waiting = torch.cat(drafter._pending._features[row])
     assert length + len(waiting) == len(text) - 1, "one row per pair, now or at the next catch-up"
     fresh, cache = FeatureDrafter(drafter.head, target), target.new_cache()
     with torch.inference_mode():

@@ -237,6 +237,21 @@ def test_dynamic_frontiers_know_their_parents() -> None:
             assert set(step) <= pairs[row]
 
 
+def test_nothing_is_expanded_that_could_not_be_kept() -> None:
+    """Row 0 has its three nodes on level 1; in row 1 one of them is better than the last kept."""
+    calls: list[Frontier] = []
+    scores = torch.full((2, 4, 6, 6), -9.0)
+    scores[:, 0] = -1.0
+    scores[1, 0, 0, 2] = -0.1
+    plan, roots = TreePlan("dynamic", 4, 3, 3), torch.zeros(2, dtype=torch.int64)
+    tree = grow(plan, roots, scores[:, 0, 0], expander(scores, calls), [4, 4])
+    assert [call.depth for call in calls] == [1]
+    assert tree.depth.tolist() == [[0, 1, 1, 1]] * 2
+    calls.clear()
+    grow(plan, roots[:1], scores[:1, 0, 0], expander(scores[:1], calls), [4])
+    assert not calls
+
+
 def test_vocabulary_smaller_than_the_width() -> None:
     for plan in (TreePlan("dynamic", 2, 5, 9), TreePlan.static(((0,), (3,), (0, 0), (0, 4)))):
         tree = grown(plan, table(2, 2, 2, 1))

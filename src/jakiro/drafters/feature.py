@@ -13,9 +13,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from jakiro.cache.excerpt import Excerpt, edges_of
 from jakiro.cache.kv_cache import KVCache, KVRow
@@ -25,6 +23,7 @@ from jakiro.drafters.branches import Branches, Sum, Watch, branches, gathered
 from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.fused import fused_view
 from jakiro.drafters.nn import DraftHead
+from jakiro.drafters.pending import Pending
 from jakiro.drafters.vocabulary import DraftVocabulary
 from jakiro.errors import ConfigError
 from jakiro.target.compiled import Compiled, bucket
@@ -33,7 +32,6 @@ from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
 from jakiro.target.target import Target
 from jakiro.tree.grow import Frontier, grow
-from jakiro.tree.numbers import counting
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -87,9 +85,7 @@ class FeatureDrafter(Drafter):
         self._target = target
         self.vocabulary = DraftVocabulary(target, dict(head.named_buffers()).get("draft_ids"))
         self._cache = KVCache(1)
-        # Per row the committed pairs that were not fed yet, in pieces.
-        self._features: list[list[Tensor]] = []
-        self._tokens: list[list[Tensor]] = []
+        self._pending = Pending()
         self._last_fed = 0
         self._experts: list[list[int]] = []
         self.num_forwards = 0
@@ -107,23 +103,21 @@ class FeatureDrafter(Drafter):
             self._cache.aim(slice(row, row + 1), end - start)
             tokens = torch.tensor([ids[start + 1 :]], device=features.device)
             where = torch.arange(start, end, device=features.device)[None]
-            pairs = torch.arange(end, device=features.device)
-            mask = (pairs <= where[:, :, None])[:, None] if start else None
-            pair = tokens, features[None, : end - start]
-            self._forward(self.head, pair, where, mask, self._cache)
+            self._remember((tokens, features[None, : end - start]), where)
             self._cache.advance(row, end - start)
-        self._features.append([features[end - start :]])
-        self._tokens.append([])
+        self._pending.begin(features[end - start :])
 
     def compile(self, backend: str) -> None:
         self._compiled = Compiled(self._fused, backend, "cache")
 
     def draft(self, request: DraftRequest) -> TokenTree:
-        for tokens, root in zip(self._tokens, request.roots.split(1), strict=True):
-            tokens.append(root)
+        self._pending.roots(request.roots.tolist())
         if max(request.depth_caps) < 1:
-            if max(sum(map(len, pieces)) for pieces in self._features) >= MAX_PENDING:
-                self._catch_up(0)
+            new = self._pending.counts
+            if max(new) >= MAX_PENDING:
+                self._cache.aim(slice(0, len(new)), max(new))
+                self._remember(*self._pending.take(self._cache.lengths, max(new)))
+                self._advance(new)
             return TokenTree.root_only(request.roots)
         depth, kind = min(request.plan.depth, max(request.depth_caps)), self.head.config.branches
         if request.is_sampled and kind == "union":
@@ -186,41 +180,44 @@ class FeatureDrafter(Drafter):
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         assert out.features is not None
-        width = max(map(len, verdict.paths))
-        padded = [path + [0] * (width - len(path)) for path in verdict.paths]
-        nodes = torch.tensor(padded, device=tree.tokens.device)
-        features = out.features.take_along_dim(nodes[:, :, None], 1)
-        tokens = tree.tokens.gather(1, nodes)
-        for row, path in enumerate(verdict.paths):
-            self._features[row].append(features[row, : len(path)])
-            self._tokens[row].append(tokens[row, 1 : len(path)])
+        size, tokens = tree.num_nodes, tree.listed.tokens
+        places = [row * size + node for row, path in enumerate(verdict.paths) for node in path]
+        index = torch.tensor(places, device=out.features.device)
+        kept = out.features.flatten(0, 1).index_select(0, index)
+        for row, features in enumerate(kept.split([len(path) for path in verdict.paths])):
+            below = [tokens[row][node] for node in verdict.paths[row][1:]]
+            self._pending.commit(row, features, below)
 
     def keep(self, rows: list[int]) -> None:
         self._cache.keep(rows)
-        self._features = [self._features[row] for row in rows]
-        self._tokens = [self._tokens[row] for row in rows]
+        self._pending.keep(rows)
 
     def _catch_up(self, contrasts: int) -> HeadOutput:
         """Feed the pairs committed since they were last fed, the last of which ends in the root.
 
         Returns the output of every row's last pair, [B, 1, ...].
         """
-        new = [sum(map(len, pieces)) for pieces in self._features]
-        tokens, features = _batched(self._tokens), _batched(self._features)
-        self._tokens, self._features = [[] for _ in new], [[] for _ in new]
-        if self._compiled is not None:  # padding is behind every pair, and graphs are few
-            room = bucket(tokens.shape[1]) - tokens.shape[1]
-            tokens, features = F.pad(tokens, (0, room)), F.pad(features, (0, 0, 0, room))
-        rows, width = tokens.shape
-        device = tokens.device
-        starts = torch.tensor(self._cache.lengths, device=device)[:, None]
-        where, shown = starts + counting(width, device), self._shown()
-        reach = _visible(_triangle, width, features.dtype, device).expand(rows, -1, -1)
+        new, shown = self._pending.counts, self._shown()
+        # Compiled, graphs are for few sizes.
+        width = max(new) if self._compiled is None else bucket(max(new))
+        pairs, where = self._pending.take(self._cache.lengths, width)
+        reach = _visible(_triangle, width, pairs[1].dtype, where.device).expand(len(new), -1, -1)
         mask = attendable(reach, shown, max(shown) + width)
-        out = self._feed((tokens, features), where, mask, 0, contrasts)
-        for row, count in enumerate(new):
-            self._cache.advance(row, count)
+        out = self._feed(pairs, where, mask, 0, contrasts)
+        self._advance(new)
         return out.at([count - 1 for count in new])
+
+    def _remember(self, pairs: tuple[Tensor, Tensor], where: Tensor) -> None:
+        """Write the keys and values of pairs that nobody asks what they predict. With one layer
+        they depend on no other pair."""
+        tokens, features = pairs
+        self._timed(
+            lambda: self.head.remember(self._target.embed(tokens), features, where, self._cache)
+        )
+
+    def _advance(self, counts: list[int]) -> None:
+        for row, count in enumerate(counts):
+            self._cache.advance(row, count)
 
     def _shown(self) -> list[int]:
         """How many committed pairs of each row a forward looks back on."""
@@ -275,12 +272,6 @@ class FeatureDrafter(Drafter):
         done = work()
         self.module_ms += 1e3 * (time.perf_counter() - began)
         return done
-
-
-def _batched(rows: list[list[Tensor]]) -> Tensor:
-    """[B, T, ...] from the pieces [t, ...] of every row, padded at their ends."""
-    whole = [pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in rows]
-    return whole[0][None] if len(whole) == 1 else pad_sequence(whole, batch_first=True)
 
 
 @lru_cache

@@ -104,7 +104,7 @@ class HeadConfig:
 class KeyValues(Protocol):
     """What the layer asks of a cache; the caches of this package and of ``transformers`` fit."""
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, /) -> tuple[Tensor, Tensor]:
         """Write rows [B, kv_heads, N, d]; return all that may be attended, [B, kv_heads, S, d]."""
 
 
@@ -159,10 +159,8 @@ class Attention(nn.Module):
     def forward(
         self, states: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValues | None
     ) -> Tensor:
-        (batch, rows, _), (heads, kv_heads) = states.shape, self.num_heads
-        every = self._projected(states).view(batch, rows, -1, self.head_dim).transpose(1, 2)
-        turned, values = every.split([heads + kv_heads, kv_heads], 1)
-        queries, keys = self.rotate(turned, positions).split([heads, kv_heads], 1)
+        batch, rows, _ = states.shape
+        queries, keys, values = self.read(states, positions)
         if isinstance(cache, Deferred) and mask is not None:
             mixed = attend(queries, keys, values, mask, 0, self.head_dim**-0.5)
             out: Tensor = self.o_proj(mixed.flatten(2))
@@ -175,6 +173,13 @@ class Attention(nn.Module):
             queries, keys, values, mask, is_causal=mask is None, enable_gqa=True
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, -1))  # type: ignore[no-any-return]
+
+    def read(self, states: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each [B, heads or kv_heads, N, d], positions applied."""
+        (batch, rows, _), (heads, kv_heads) = states.shape, self.num_heads
+        every = self._projected(states).view(batch, rows, -1, self.head_dim).transpose(1, 2)
+        turned, values = every.split([heads + kv_heads, kv_heads], 1)
+        return *self.rotate(turned, positions).split([heads, kv_heads], 1), values
 
     def _projected(self, states: Tensor) -> Tensor:
         """[B, N, (heads + 2 kv_heads) d]: queries, keys and values, one after the other."""
@@ -266,3 +271,13 @@ class DraftHead(Head):
             )
         states = self.fc(torch.cat([embeddings, features], -1))
         return self.layers[0](states, positions, mask, cache, contrasts)  # type: ignore[no-any-return]
+
+    def remember(
+        self, embeddings: Tensor, features: Tensor, positions: Tensor, cache: KeyValues
+    ) -> None:
+        """Write the keys and values of N pairs, as ``forward`` would, and predict nothing: with
+        one layer they depend on no other pair."""
+        attention: Attention = self.layers[0].self_attn  # type: ignore[assignment]
+        states = self.fc(torch.cat([embeddings, features], -1))
+        _, keys, values = attention.read(states, positions)
+        cache.update(keys, values, 0)

@@ -124,7 +124,11 @@ def _root(root_scores: Tensor) -> tuple[Tensor, Nodes]:
 def _dynamic(
     plan: TreePlan, depth: int, root_scores: Tensor, expand: Expand, choose: Choose
 ) -> _Pool:
-    """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case."""
+    """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case.
+
+    It ends above a level none of whose nodes could be kept: descendants score no higher than the
+    nodes they come from and are made later.
+    """
     width = plan.width
     tokens, made = choose(*_root(root_scores), [width], 1)
     tokens, scores = tokens[:, 0], made.scores[:, 0]
@@ -133,6 +137,8 @@ def _dynamic(
     # Of each level the places of the nodes that are expanded; of the first level all.
     expanded = [counting(width, tokens.device).expand_as(tokens)]
     for level in range(1, depth):
+        if _is_beaten(scores, pool.scores, plan.budget):
+            break
         found = expand(Frontier(tokens, parent_rows, level))
         if found is None:
             break
@@ -149,6 +155,15 @@ def _dynamic(
         numbers = torch.cat(expanded[:num_fed], 1) + firsts
         pool.parents.append(numbers.repeat_interleave(width, dim=1))
     return pool
+
+
+def _is_beaten(scores: Tensor, made: Sequence[Tensor], budget: int) -> bool:
+    """Whether in every row ``budget`` of the nodes ``made`` [B, ..] are as good as the best of
+    ``scores`` [B, K]."""
+    if sum(each.shape[1] for each in made) < budget:
+        return False
+    bar = torch.cat(list(made), 1).topk(budget, dim=1).values[:, -1:]
+    return not bool((scores > bar).any())
 
 
 @lru_cache
