@@ -1,7 +1,7 @@
 """Memory of plain against speculative decoding: the peak of a process, and its growth.
 
     python scripts/memory.py --drafter none --drafter jakiro --drafter suffix_automaton+jakiro
-    python scripts/memory.py --suite methods --requests 40 --out docs/benchmarks/memory.json
+    python scripts/memory.py --suite methods --heads heads --requests 40 --out memory.json
 
 Each drafter runs in a process of its own, since a process never gives its peak back. Growth is the
 resident size after all requests, minus that after the first quarter of them, which fills buffers.
@@ -21,7 +21,8 @@ import torch
 
 import jakiro
 from jakiro.bench.environment import environment
-from jakiro.bench.suites import load_suite
+from jakiro.bench.methods import Workshop
+from jakiro.bench.suites import Row, load_suite
 
 
 def peak_bytes() -> int:
@@ -33,7 +34,9 @@ def peak_bytes() -> int:
 
 def measure(options: argparse.Namespace, drafter: str) -> dict[str, float]:
     """MiB of one drafter, in this process."""
-    engine = jakiro.load(options.target, drafter, tree=options.tree, max_batch_size=4)
+    plain = jakiro.load(options.target, "none", max_batch_size=4)
+    row = Row("measured", drafter, options.tree)
+    engine = Workshop(plain, options.heads, max_batch_size=4).open(row)[1].engine
     generator = torch.Generator().manual_seed(0)
     size = (options.requests, 48)
     prompts = torch.randint(engine.target.vocab_size, size, generator=generator).tolist()
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("--target", default="pico")
     parser.add_argument("--drafter", action="append", help="default: none and jakiro")
     parser.add_argument("--suite", help="the drafters of a suite of jakiro bench, and none")
+    parser.add_argument("--heads", type=Path, help="as of jakiro bench")
     parser.add_argument("--out", type=Path, help="a report, for scripts/docs.py")
     parser.add_argument("--tree", help="as of jakiro generate")
     parser.add_argument("--requests", type=int, default=200)
