@@ -117,7 +117,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         drafter = "jakiro" if is_bundled(target) else "prompt_lookup"
     # Found before the target is loaded, which may take minutes.
     make = _maker(drafter, is_bundled(target), drafter_options)
-    if isinstance(target, PreTrainedModel):
+    if not isinstance(target, (str, Path)):  # adapters of `peft` wrap a model and are none
         model = target
     else:
         location = target_location(target)

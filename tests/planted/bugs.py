@@ -230,7 +230,7 @@ def features_of_the_wrong_nodes(patch: pytest.MonkeyPatch) -> None:
     def accept(self: FeatureDrafter, tree: TokenTree, verdict: Verdict, out: Any) -> None:
         honest(self, tree, verdict, out)
         for row, path in enumerate(verdict.paths):
-            self._features[row][-1] = out.features[row, : len(path)]
+            self._pending._features[row][-1] = out.features[row, : len(path)]
 
     patch.setattr(FeatureDrafter, "accept", accept)
 
