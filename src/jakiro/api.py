@@ -117,14 +117,14 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         drafter = "jakiro" if is_bundled(target) else "prompt_lookup"
     # Found before the target is loaded, which may take minutes.
     make = _maker(drafter, is_bundled(target), drafter_options)
-    if not isinstance(target, (str, Path)):  # adapters of `peft` wrap a model and are none
-        model = target
-    else:
+    if isinstance(target, (str, Path)):
         location = target_location(target)
         wanted = _dtype(dtype, torch.float32 if is_bundled(target) else "auto")
         model = load_model(location, wanted, _device(device), device_map)
         if tokenizer is None:
             tokenizer = cast(PromptTokenizer, load_tokenizer(location))
+    else:  # a model, or an adapter of peft around one, which is none
+        model = target
     wrapped = Target(model)
     if law is not None:
         wrapped = _redefined(wrapped, law, amateur, tokenizer)

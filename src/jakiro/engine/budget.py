@@ -9,13 +9,13 @@ drafts, those that are only tried among them, must be covered by an ``account``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, needed
-from jakiro.engine.account import Account
 from jakiro.engine.costs import Costs
+from jakiro.engine.pace import PACE_WEIGHT, Pace, Size
 from jakiro.engine.policy import DraftLimits, Policy, Times
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
@@ -25,8 +25,6 @@ HYSTERESIS = 1.02
 """How much better another choice must look."""
 DECIDE_EVERY = 4
 """Drafts, which are counted then."""
-PACE_WEIGHT = 0.08
-"""Of the newest cycle in the averages of time."""
 WAITS = (8, 96)
 """Cycles until what is not being done is tried, at first and at most; they double."""
 PLAIN_FIRST, PLAIN_EVERY = 2, 96
@@ -46,35 +44,6 @@ class _Sheet:
     """[depths, budgets] of the grid, ms."""
     shared: float
     """The part of a plain cycle that is the same however many rows there are."""
-
-
-@dataclass(slots=True)
-class _Pace:
-    """Measured over predicted time, averaged."""
-
-    value: float = 1.0
-    count: int = 0
-
-    def learn(self, measured: float, predicted: float, bound: float = 2.0) -> None:
-        """At most ``bound`` times as much as before is believed: a stall of the machine, or the
-        first use of a size, is no cost of the plan."""
-        ratio = min(measured / max(predicted, 1e-6), bound * self.value)
-        self.count += 1
-        self.value += max(PACE_WEIGHT, 1 / self.count) * (ratio - self.value)
-
-
-@dataclass(slots=True)
-class _Size:
-    """What was learnt with batches of about one size, and what drafts saved there. A draft that was
-    not made yet is as fast or slow as others."""
-
-    plain: _Pace
-    account: Account = field(default_factory=Account)
-    drafted: _Pace = field(default_factory=_Pace)
-    drafting: _Pace = field(default_factory=_Pace)
-
-    def of(self, pace: _Pace) -> float:
-        return pace.value if pace.count else self.plain.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +75,7 @@ class Controller(Policy):
         depths, budgets = self.grid.shape
         self._whole: Choice = (depths - 1, budgets - 1)
         self._sheets: dict[int, _Sheet] = {}
-        self._sizes: dict[int, _Size] = {}
+        self._sizes: dict[int, Size] = {}
         self._fill, self._context, self._caps = 1.0, 0.0, [1]
         self._acceptance = Acceptance(self.grid)
         self._size = self._size_here()
@@ -270,12 +239,12 @@ class Controller(Policy):
             self._sheets[batch] = _Sheet(verify, slope, draft, 1 - batch * row / together)
         return self._sheets[batch]
 
-    def _size_here(self) -> _Size:
+    def _size_here(self) -> Size:
         """Those of batches between two powers of two; at first plain decoding has the last pace."""
         size = self._acceptance.num_rows.bit_length()
         if size not in self._sizes:
             last = self._size.plain.value if self._sizes else 1.0
-            self._sizes[size] = _Size(_Pace(last))
+            self._sizes[size] = Size(Pace(last))
         return self._sizes[size]
 
     # -- learning -----------------------------------------------------------------------------
