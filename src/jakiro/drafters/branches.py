@@ -18,6 +18,7 @@ from jakiro.drafters.base import DraftNoise
 from jakiro.drafters.experts import Experts, HeadOutput
 from jakiro.drafters.vocabulary import DraftVocabulary
 from jakiro.tree.grow import Frontier
+from jakiro.tree.largest import largest
 from jakiro.tree.token_tree import TokenTree
 
 
@@ -92,7 +93,7 @@ class Union(Decoupled):
         joint = self._joint
         alone = noise.scores(joint.flatten(1, 2), depth, self._vocabulary.ids).view_as(joint)
         width = min(width, joint.shape[-1])
-        self._proposed = alone.topk(width).indices
+        self._proposed = largest(alone, width).indices
         # In the order of proposal: [B, R, W K].
         order = self.experts.weights.argsort(-1, descending=True)
         turns = self._proposed.gather(2, order[..., None].expand_as(self._proposed))

@@ -16,6 +16,7 @@ from torch import Tensor
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.errors import CheckpointError, ConfigError
 from jakiro.target.output import TargetOutput
+from jakiro.tree.largest import largest
 from jakiro.tree.shapes import Path, TreePlan
 from jakiro.tree.sketch import Sketch, stack
 from jakiro.tree.token_tree import TokenTree
@@ -117,7 +118,7 @@ class TokenRecycling(Drafter):
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         width = min(max((row.width for row in self._rows), default=1), out.logits.shape[-1])
-        ranked = out.logits.topk(width, dim=-1).indices.tolist()
+        ranked = largest(out.logits, width).indices.tolist()
         for row, tokens, valid, ranks, path in zip(
             self._rows,
             tree.tokens.tolist(),

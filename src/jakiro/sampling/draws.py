@@ -20,6 +20,7 @@ from jakiro.errors import ConfigError
 from jakiro.sampling.nodes import Nodes
 from jakiro.sampling.noise import Purpose, gumbel, position_keys, purpose_keys, uniform
 from jakiro.tree import grow
+from jakiro.tree.largest import largest
 from jakiro.tree.token_tree import TokenTree
 
 
@@ -126,7 +127,7 @@ class WithoutReplacement(DraftDraws):
         steps = law.log()
         size = min(max(counts), law.shape[-1])
         noise = gumbel(keys, law.shape[-1] if self._ids is None else self._ids)
-        found = (steps + noise.to(law.dtype)).topk(size)
+        found = largest(steps + noise.to(law.dtype), size)
         scores = above.scores[:, :, None] + steps.gather(2, found.indices)
         noisy, value = above.scores[:, :, None] + found.values, above.values[:, :, None]
         # -log(e^-value - e^-largest + e^-noisy), without cancellation.
@@ -159,7 +160,7 @@ class BestAndOne(DraftDraws):
         self, law: Tensor, above: grow.Nodes, counts: Sequence[int], keys: Tensor
     ) -> tuple[Tensor, grow.Nodes]:
         size = min(max(counts), law.shape[-1])
-        tops = law.topk(size)
+        tops = largest(law, size)
         last = torch.tensor(counts, device=law.device)[:, None] - 1
         ranks = torch.arange(size, device=law.device)
         rest = law.scatter(2, tops.indices, tops.values.masked_fill(ranks < last, 0))

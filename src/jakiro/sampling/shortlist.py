@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jakiro.tree.largest import largest
+
 SHORTLIST = 64
 GROWTH = 8
 """How much longer the next try is for nodes whose shortlist did not decide."""
@@ -96,7 +98,7 @@ def _largest(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if size >= logits.shape[-1]:
         values, order = logits.flip(-1).sort(dim=-1, descending=True, stable=True)
         return logits.shape[-1] - 1 - order, values
-    ids = logits.topk(size, sorted=False).indices.sort(descending=True).values
+    ids = largest(logits, size).indices.sort(descending=True).values
     values, order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(1, order), values
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jakiro.tree.largest import largest
 from jakiro.tree.numbers import counting
 from jakiro.tree.shapes import Path, TreePlan
 from jakiro.tree.token_tree import TokenTree
@@ -59,7 +60,7 @@ def best(scores: Tensor, above: Nodes, counts: Sequence[int], level: int) -> tup
     """The children of the highest scores, in descending order."""
     width = max(counts)
     missing = max(0, width - scores.shape[-1])
-    found = scores.topk(width - missing, dim=-1)
+    found = largest(scores, width - missing)
     tokens, total = found.indices, above.scores[:, :, None] + found.values
     if missing:  # the vocabulary has fewer tokens than a parent has places
         tokens, total = F.pad(tokens, (0, missing)), F.pad(total, (0, missing), value=-torch.inf)
