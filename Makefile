@@ -6,7 +6,7 @@ VLLM_ENV ?= build/vllm
 RAY_ENV ?= build/ray
 GUIDELLM_ENV ?= build/guidellm
 
-.PHONY: help setup demo test test-page oldest check planted fuzz compiled bench load load-guidellm docs test-vllm bench-vllm test-ray clean
+.PHONY: help setup demo test test-page oldest check planted fuzz compiled bench bench-gpu load load-guidellm docs test-vllm bench-vllm test-ray clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ fuzz: setup ## random requests to the server, made from its own OpenAPI document
 
 bench: setup ## measure the bundled pair on the shipped prompts
 	$(BIN)/jakiro bench --out runs/bench
+
+bench-gpu: setup ## cycles at the sizes of 8B models, and equality of texts, on one GPU (the torch in .venv must have CUDA)
+	$(BIN)/python -m scripts.gpu --out docs/benchmarks/gpu.json
 
 load: setup ## 64 streaming clients for two minutes, with drafting and without; nothing may be lost or left
 	$(BIN)/python -m scripts.load --out docs/benchmarks/load.json -- --threads 2 --prefix-mb 64

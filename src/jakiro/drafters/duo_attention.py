@@ -80,7 +80,7 @@ class DuoAttention(Reader):
         each other are one call of the kernel."""
         everyone = torch.cat([layer.flatten().float() for layer in scores])
         count = round(self._share * len(everyone))
-        chosen = torch.zeros(len(everyone), dtype=torch.bool)
+        chosen = torch.zeros_like(everyone, dtype=torch.bool)
         chosen[everyone.topk(count).indices] = True
         kinds = chosen.split([layer.numel() for layer in scores])
         self._runs = [_runs(layer.tolist()) for layer in kinds]
