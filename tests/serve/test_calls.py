@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 
 import jakiro
 from jakiro.engine.scheduler import Scheduler
@@ -42,6 +45,7 @@ def tagged(call: str) -> str:
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
+CUT = ("look", '{"at": "é {\\"')
 READINGS: list[tuple[str, str, list[Any]]] = [
     ("hello <b> {x}\n", "hello <b> {x}\n", []),
     (f"I look.\n\n{tagged(CALL)}\n", "I look.", [SEA]),
@@ -49,7 +53,11 @@ READINGS: list[tuple[str, str, list[Any]]] = [
     (f"a {tagged(CALL)}\n\n{tagged('{')} b", f"a{tagged('{')} b", [SEA]),
     (f"a\n{tagged(CALL.replace('look', 'fly'))}", f"a\n{tagged(CALL.replace('look', 'fly'))}", []),
     (f"a\n{tagged(CALL)[:-12]}", "a", [SEA]),
-    (f"a\n{tagged(CALL)[:-20]}", f"a\n{tagged(CALL)[:-20]}", []),
+    (f"a\n{tagged(CALL)[:-5]}", "a", [SEA]),
+    (f"a\n{tagged(CALL)[:-20]}", "a", [CUT]),
+    (f"a\n{tagged(CALL)[:24]}", f"a\n{tagged(CALL)[:24]}", []),
+    (tagged('{"arguments": {}, "name": "wait"}'), "", [WAIT]),
+    (tagged('{"name": "wait", "arguments": {"a": !}}'), "!}}\n</tool_call>", [("wait", '{"a": ')]),
     ("a <tool_", "a <tool_", []),
     (f" {CALL}", "", [SEA]),
     (f"{CALL} ;\n{BARE}\n", "", [SEA, WAIT]),
@@ -69,21 +77,89 @@ READINGS: list[tuple[str, str, list[Any]]] = [
 ]
 
 
+def asked_for(**fields: Any) -> ChatRequest:
+    return ChatRequest.model_validate(chat(tools=TOOLS, **fields))
+
+
+def joined(asked: ChatRequest, pieces: list[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Text and calls of an answer that is read piece by piece, and then its end."""
+    reader = calls.Reader(asked)
+    found = [reader.read(piece, is_last=False) for piece in pieces]
+    found.append(reader.read("", is_last=True))
+    made: dict[int, list[calls.Call]] = {}
+    for each in found:
+        for number, call in each.calls.items():
+            made.setdefault(number, []).append(call)
+    assert list(made) == list(range(len(made)))
+    for first, *more in made.values():
+        assert first.name and first.id
+        assert all(each.arguments and not each.name and not each.id for each in more)
+    told = [(str(own[0].name), "".join(each.arguments for each in own)) for own in made.values()]
+    return "".join(each.text for each in found), told
+
+
 @pytest.mark.parametrize(("text", "said", "called"), READINGS)
 def test_where_an_answer_is_cut_makes_no_difference(
     text: str, said: str, called: list[Any]
 ) -> None:
-    asked = ChatRequest.model_validate(chat(tools=TOOLS))
     cuts = [[text], list(text), *([text[:cut], text[cut:]] for cut in range(len(text)))]
     for pieces in cuts:
-        reader = calls.Reader(asked)
-        found = [reader.read(piece, is_last=False) for piece in pieces]
-        found.append(reader.read("", is_last=True))
-        assert "".join(each.text for each in found) == said
-        made = {number: call for each in found for number, call in each.calls.items()}
-        assert list(made) == list(range(len(called)))
-        told = [call.function for call in made.values()]
-        assert [(each.name, json.loads(each.arguments)) for each in told] == called
+        found, made = joined(asked_for(), pieces)
+        assert found == said
+        assert [
+            (name, told if isinstance(wanted, str) else json.loads(told))
+            for (name, told), (_, wanted) in zip(made, called, strict=True)
+        ] == called
+
+
+PARTS = (
+    "<tool_call>",
+    "</tool_call>",
+    "</tool_",
+    "\n",
+    " ",
+    "; ",
+    CALL,
+    BARE,
+    CALL[:-1],
+    CALL[:30],
+)
+PARTS += ('{"name": "wait", "arguments": ', "{", "}", '{"a": [1, {"b": "', '\\"', '"', "]", "so")
+
+
+@given(
+    st.lists(st.sampled_from(PARTS), max_size=8).map("".join),
+    st.lists(st.integers(0, 160), max_size=6),
+    st.sampled_from([{}, {"parallel_tool_calls": False}, {"tool_choice": "required"}]),
+)
+def test_pieces_join_to_what_the_whole_answer_says(
+    text: str, cuts: list[int], fields: dict[str, Any]
+) -> None:
+    asked = asked_for(**fields)
+    said = calls.Reader(asked).read(text, is_last=True)
+    whole = said.text, [(call.name, call.arguments) for call in said.calls.values()]
+    places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    assert joined(asked, [text[i:j] for i, j in pairwise(places)]) == whole
+    assert joined(asked, list(text)) == whole
+    if not whole[1] and not fields:
+        assert whole[0] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [(tagged(CALL), {}), (f"{CALL}; {BARE}", {"tool_choice": "required"})],
+    ids=["tagged", "bare"],
+)
+def test_a_call_is_told_while_it_is_written(text: str, fields: dict[str, Any]) -> None:
+    reader = calls.Reader(asked_for(**fields))
+    begins = text.index('{"at"')
+    end = text.index("}}") + 1
+    assert not any(reader.read(sign, is_last=False).calls for sign in text[:begins])
+    told = [reader.read(sign, is_last=False).calls.get(0) for sign in text[begins:end]]
+    assert told[0] is not None and (told[0].name, told[0].arguments) == ("look", "{")
+    # A backslash waits for what it stands before.
+    waits = [each is None for each in told]
+    assert waits == [sign == "\\" for sign in text[begins:end]] and sum(waits) == 2
 
 
 def test_only_what_is_asked_for_is_a_call() -> None:
@@ -156,8 +232,15 @@ def test_a_call_can_be_asked_for(
     *parts, last = events(client.post(CHAT, json=body | {"stream": True}).text)
     deltas = [part["choices"][0]["delta"] for part in (*parts, last)]
     streamed = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert [call["index"] for call in streamed] == list(range(len(made)))
-    assert told([call["function"] for call in streamed]) == made
+    assert len(streamed) > len(made), "arguments came in one part"
+    functions: list[dict[str, str]] = []
+    for call in streamed:
+        if "id" in call:
+            functions.append({"name": call["function"].pop("name"), "arguments": ""})
+        assert call["index"] == len(functions) - 1
+        functions[-1]["arguments"] += call["function"].pop("arguments")
+        assert not call["function"]
+    assert functions == [call["function"] for call in whole["message"]["tool_calls"]]
     assert not any(delta.get("content") for delta in deltas)
     assert last["choices"][0]["finish_reason"] == "tool_calls"
     asked = ChatRequest.model_validate(body)
@@ -170,4 +253,4 @@ def test_a_call_can_be_asked_for(
     (plain,) = alone.generate([ids], params, processors=[compiled.constraint(len(ids))])
     assert len(plain.token_ids) == answer["usage"]["completion_tokens"]
     said = calls.Reader(asked).read(plain.text, is_last=True)
-    assert told([call.function.model_dump() for call in said.calls.values()]) == made
+    assert told([call.told()["function"] for call in said.calls.values()]) == made

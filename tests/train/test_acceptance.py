@@ -11,6 +11,7 @@ import torch
 from jakiro.api import load
 from jakiro.drafters.specdec_pp import SpecDecPP
 from jakiro.errors import ConfigError, PairMismatch
+from jakiro.hub import checkpoint
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
 from jakiro.train.acceptance import AcceptanceLearner
@@ -90,6 +91,10 @@ def test_a_run_leaves_a_head_that_finds_its_model(
         Trainer(engine.target, samples, settings, out).run(watch)
     Trainer(engine.target, samples, settings, out).run(watch)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    notes = checkpoint.read_config(out)["notes"]
+    assert notes["training"]["acceptance"]["draft_model"] == notes["draft_model"]["path"] == ".."
+    assert notes["draft_model"]["digest"] == checkpoint.digest(draft)
+    assert str(tmp_path) not in str(notes)
     drafting = load(tmp_path / "target", out, dtype="float32")
     assert isinstance(drafting.drafter, SpecDecPP) and drafting.drafter.threshold == 0.4
     params = SamplingParams(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=1)

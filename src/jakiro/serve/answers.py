@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from jakiro.engine.request import Completion
-from jakiro.serve.conversation import ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -87,12 +86,24 @@ class TextLogprobs(BaseModel):
     text_offset: list[int]
 
 
+class MadeFunction(BaseModel):
+    name: str
+    arguments: str
+    """JSON; cut or wrong where the model wrote it so."""
+
+
+class MadeCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: MadeFunction
+
+
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     """None where the answer is nothing but calls."""
     refusal: None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[MadeCall] | None = None
 
 
 class ChatChoice(BaseModel):

@@ -16,6 +16,7 @@ from jakiro.serve.answers import (
     ChatLogprobs,
     Drafting,
     FinishReason,
+    MadeCall,
     TextAnswer,
     TextChoice,
     TextLogprobs,
@@ -69,7 +70,7 @@ class ChatForm:
         delta: dict[str, Any] = {"content": said.text} if said.text else {}
         if said.calls:
             delta["tool_calls"] = [
-                {"index": number, **call.model_dump()} for number, call in said.calls.items()
+                {"index": number, **call.told()} for number, call in said.calls.items()
             ]
         return {"delta": delta}
 
@@ -86,7 +87,7 @@ class ChatForm:
         said = Reader(asked).read(done.text, is_last=True)
         message = AnswerMessage(
             content=said.text or (None if said.calls else ""),
-            tool_calls=list(said.calls.values()) or None,
+            tool_calls=[MadeCall(**call.told()) for call in said.calls.values()] or None,
         )
         return ChatChoice(
             index=index,

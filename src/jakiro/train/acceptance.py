@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ class AcceptanceLearner(Learner):
                 f"{config.method} is trained for a draft model: give its directory (--draft-model)"
             )
         self._place = Path(place)
+        self._digest = checkpoint.digest(self._place)
         self.draft = _draft_model(self._place, target)
         super().__init__(target, config)
 
@@ -73,12 +75,23 @@ class AcceptanceLearner(Learner):
         return self._measured(batch, 0)[1]
 
     def save(self, module: nn.Module, directory: Path, notes: Mapping[str, Any]) -> None:
-        """The place of the draft model is kept as seen from ``directory``."""
+        """The place of the draft model is kept as seen from ``directory``, in the settings of the
+        run too, and with the digest of its weights: both hold on another machine."""
         assert isinstance(module, AcceptanceHead)
         place = os.path.relpath(self._place.resolve(), directory.resolve())
-        draft = {"path": place, "fingerprint": self.draft.fingerprint()}
-        options = {"threshold": self.config.acceptance.threshold}
-        notes = {**notes, "draft_model": draft, "options": options}
+        draft = {
+            "path": place,
+            "digest": self._digest,
+            "fingerprint": self.draft.fingerprint(),
+        }
+        own = self.config.acceptance
+        told = replace(self.config, acceptance=replace(own, draft_model=place))
+        notes = {
+            **notes,
+            "training": asdict(told),
+            "draft_model": draft,
+            "options": {"threshold": own.threshold},
+        }
         checkpoint.save(module, directory, self.target.fingerprint(), notes, torch.float32)
 
     def _measured(self, batch: Batch, seed: int) -> tuple[Tensor, Tally]:
