@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from jakiro.engine.acceptance import Acceptance, Grid, needed
-from jakiro.engine.account import SHARE, START
-from jakiro.engine.budget import PLAIN_FIRST, Controller
+from jakiro.engine.account import SHARE, Account
+from jakiro.engine.budget import PLAIN_FIRST, WAITS, Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import Times
@@ -212,9 +212,22 @@ def test_no_guess_can_lose_more_than_the_account_has(
         machine.run(num_cycles, lambda _: alpha)
         lost = machine.ms / plain - machine.num_tokens / num_rows
         drafts = [machine.cost_of(plan) / plain for plan in machine.plans if plan]
-        most = START + SHARE * len(machine.plans)
+        most = Account(num_rows).balance + SHARE * len(machine.plans)
         assert lost <= most if dear == 1 else lost < most + sum(drafts[:2])
     assert machine.plans.count(None) > 0.95 * len(machine.plans)
+
+
+def test_an_unlucky_start_is_soon_made_good() -> None:
+    """Nothing of the first drafts is accepted, and later 0.7 of every level: they become smaller
+    at once, and there are none during one wait at most."""
+    machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
+    machine.run(PLAIN_FIRST + 4, lambda _: 0.0)
+    depths = [plan.depth for plan in machine.plans if plan]
+    assert len(depths) == 4
+    assert depths == sorted(depths, reverse=True)
+    assert depths[0] > depths[-1]
+    machine.run(40, lambda _: 0.7)
+    assert machine.plans[PLAIN_FIRST:].count(None) <= WAITS[0]
 
 
 def test_a_batch_is_done_when_its_slowest_row_is() -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 SHARE = 0.005
 """Of plain cycles, which drafts may lose."""
-START, MOST = 1.0, 32.0
-"""On the account to begin with, and at most."""
+START, MOST = 3.0, 32.0
+"""On the account of one row to begin with, and at most. Several rows tell as much at a time as one
+does in as many drafts: they begin with their share, but with a cycle at least."""
+STAKE = 1 / 3
+"""Of the balance, which one draft may lose: bad luck makes drafts smaller, and does not end them
+as soon as a few large ones have failed."""
 
 
 class Account:
-    """Drafts earn what they save over plain decoding, and may lose what is there: one that would
-    lose more than ``balance`` if nothing of it were accepted is not made.
+    """Drafts earn what they save over plain decoding, and may lose what is there.
 
     However wrong the guesses of acceptance are, what is lost is then at most the start, ``SHARE``
     of the plain cycles, and what drafts have saved before. Of the costs it is what a cycle takes
     that is booked, not what was guessed.
     """
 
-    def __init__(self) -> None:
-        self.balance = START
+    def __init__(self, num_rows: int) -> None:
+        self.balance = max(1.0, START / num_rows)
+
+    def stake(self, least: float) -> float:
+        """How much a draft may lose if nothing of it is accepted, where the smallest one loses
+        ``least``: that one is made as long as the balance covers it."""
+        return max(STAKE * self.balance, min(self.balance, least))
 
     def book(self, saved: float) -> None:
         """A cycle with a draft."""

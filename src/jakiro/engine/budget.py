@@ -3,8 +3,8 @@
 Of every part of its plan it knows what a draft should bring (``acceptance``) and what the cycle
 costs (``costs``), and takes the one with the most tokens per millisecond, plain decoding among
 them. At that optimum a node or a level is there while what it should bring exceeds its time at that
-rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycles really take. All
-drafts, those that are only tried among them, must be covered by an ``account``.
+rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycles really take. An
+``account`` limits what drafts may lose, those that are only tried among them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, needed
+from jakiro.engine.account import Account
 from jakiro.engine.costs import Costs
 from jakiro.engine.pace import PACE_WEIGHT, Pace, Size
 from jakiro.engine.policy import DraftLimits, Policy, Times
@@ -30,6 +31,10 @@ WAITS = (8, 96)
 PLAIN_FIRST, PLAIN_EVERY = 2, 96
 """Plain cycles before the first draft of a size of batch, and cycles until the next one: all else
 is compared with them."""
+
+BELIEVED = 1.25
+"""Of the expected time of a draft's cycle, at most so much is booked: a stall is no fault of the
+draft, and two of them would spend the start. What drafts take by themselves is expected soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,20 +175,20 @@ class Controller(Policy):
 
     def _next(self) -> Choice | None:
         """A plain cycle where one is due; else the choice, or something else now and then. Where
-        the account covers no draft of that size, the best one that it covers."""
+        the account allows no draft of that size, the best one that it allows."""
         self._left -= 1
         if self._size.plain.count < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY:
             return None
-        wanted, balance = self._choice, self._size.account.balance
+        wanted, most = self._choice, self._size.account.stake(float(self._losses.min()))
         if self._left <= 0:
             other = self._best if wanted is None else self._other(wanted)
-            if self._losses[other] <= balance:
+            if self._losses[other] <= most:
                 self._left = self._wait = min(2 * self._wait, WAITS[1])
                 self._num_probes += 1
                 return other
-        if wanted is None or self._losses[wanted] <= balance:
+        if wanted is None or self._losses[wanted] <= most:
             return wanted
-        rates = np.where(self._losses <= balance, self._rates, 0.0)
+        rates = np.where(self._losses <= most, self._rates, 0.0)
         smaller = self._argmax(rates)
         return smaller if rates[smaller] > self._off else None
 
@@ -241,10 +246,11 @@ class Controller(Policy):
 
     def _size_here(self) -> Size:
         """Those of batches between two powers of two; at first plain decoding has the last pace."""
-        size = self._acceptance.num_rows.bit_length()
+        num_rows = self._acceptance.num_rows
+        size = num_rows.bit_length()
         if size not in self._sizes:
             last = self._size.plain.value if self._sizes else 1.0
-            self._sizes[size] = Size(Pace(last))
+            self._sizes[size] = Size(Pace(last), Account(num_rows))
         return self._sizes[size]
 
     # -- learning -----------------------------------------------------------------------------
@@ -253,8 +259,7 @@ class Controller(Policy):
         size, last = self._size, min(place[0] + 1, max(self._caps))
         draft = float(self._sheet.draft[last - 1, place[1]])
         rest = float(self._measured_ms(tree.num_nodes))
-        # A stall is no fault of the draft: of the loss, too, only so much is believed.
-        most = 2 * (size.of(size.drafting) * draft + size.of(size.drafted) * rest)
+        most = BELIEVED * (size.of(size.drafting) * draft + size.of(size.drafted) * rest)
         taken = min(times.draft_ms + times.rest_ms, most) / self._plain_ms
         saved = self._worth(verdict.paths) - taken
         size.account.book(saved)

@@ -31,7 +31,7 @@ class Size:
     not made yet is as fast or slow as others."""
 
     plain: Pace
-    account: Account = field(default_factory=Account)
+    account: Account
     drafted: Pace = field(default_factory=Pace)
     drafting: Pace = field(default_factory=Pace)
 
