@@ -36,7 +36,9 @@ def copy_files(source: Path, destination: Path, names: list[str]) -> None:
         (destination / name).chmod(0o644)
 
 
-def copy_head(directory: Path, destination: Path, recommended: dict[str, Any]) -> None:
+def copy_head(
+    directory: Path, destination: Path, recommended: dict[str, Any], window: int | None
+) -> None:
     """The head alone, or a draft model, in bfloat16, with what it recommends."""
     if checkpoint.holds_model(directory):
         model, tokenizer = load_model(directory, torch.bfloat16, None), load_tokenizer(directory)
@@ -44,6 +46,8 @@ def copy_head(directory: Path, destination: Path, recommended: dict[str, Any]) -
         return
     config = checkpoint.read_config(directory)
     notes = config["notes"] | recommended
+    if window:
+        notes["options"] = notes.get("options", {}) | {"window": window}
     checkpoint.save(checkpoint.load(directory), destination, config["target"], notes)
     for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
         (destination / name).chmod(0o644)
@@ -61,8 +65,6 @@ def main() -> None:
     recommended: dict[str, Any] = {}
     if args.tree:
         recommended["tree"] = str(TreePlan.parse(args.tree))
-    if args.window:
-        recommended["options"] = {"window": args.window}
     LOGS.mkdir(parents=True, exist_ok=True)
     if args.target:
         kept = {".json", ".jinja", ".safetensors"}
@@ -73,10 +75,10 @@ def main() -> None:
         shutil.copyfile(args.history, LOGS / "target.jsonl")
     for directory in args.head:
         if args.out:
-            copy_head(directory, args.out / directory.resolve().name, recommended)
+            copy_head(directory, args.out / directory.resolve().name, recommended, args.window)
             continue
         method = checkpoint.read_config(directory)["head"]["method"]
-        copy_head(directory, MODELS / f"pico-{method}", recommended)
+        copy_head(directory, MODELS / f"pico-{method}", recommended, args.window)
         shutil.copyfile(directory / "history.jsonl", LOGS / f"{method}.jsonl")
         shutil.copyfile(directory / "curves.png", LOGS / f"{method}.png")
 

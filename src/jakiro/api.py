@@ -41,8 +41,10 @@ AUTO = "auto"
 class _DeterministicScores:
     """Draft scores that ignore the noise: plain top-k trees at every temperature."""
 
-    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
-        return logits.float().log_softmax(-1)
+    def scores(
+        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+    ) -> Tensor:
+        return (sharpness * logits).log_softmax(-1, dtype=torch.float32)
 
 
 def load(  # noqa: PLR0913  the one call of a user, by keyword

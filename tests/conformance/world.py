@@ -228,7 +228,7 @@ def make_drafter(case: str, of: Target) -> Drafter:
 def make_feature_drafter(of: Target, case: str = "jakiro") -> FeatureDrafter:
     """Of a case of a one-layer network, ``name/size``; without a size wide."""
     method, _, size = case.partition("/")
-    return FeatureDrafter(head(of, method, size or "wide"), of)
+    return FeatureDrafter(head(of, method, size or "wide"), of, sharpness=[1.4])
 
 
 def make_engine(

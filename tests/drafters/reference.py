@@ -16,8 +16,10 @@ from jakiro.tree.token_tree import TokenTree
 class PlainScores:
     """Scores without noise."""
 
-    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
-        return logits.log_softmax(-1).float()
+    def scores(
+        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+    ) -> Tensor:
+        return (sharpness * logits).log_softmax(-1).float()
 
 
 class PathReference:
@@ -31,6 +33,7 @@ class PathReference:
         self._ids, self._features = ids, features
         self._scored = dict(drafter.head.named_buffers()).get("draft_ids")
         self._window, self._sinks = drafter._window, drafter._sinks
+        self._sharpness = drafter._sharpness
 
     @torch.inference_mode()
     def after(self, path: list[int]) -> HeadOutput:
@@ -90,18 +93,19 @@ class PathReference:
 
     @torch.inference_mode()
     def scores(self, path: list[int], last_level: int) -> Tensor:
-        """[V]: log probabilities of the children of the last node of ``path`` in a tree of
-        ``last_level`` levels."""
+        """[V]: log scores of the children of the last node of ``path`` in a tree of ``last_level``
+        levels."""
         contrasts = min(self._head.config.contrast_levels, last_level - 1)
         last_fed = last_level - 1 - contrasts
-        if len(path) > last_fed:
-            return self._law(self.after(path[:last_fed]).ahead[len(path) - last_fed - 1][0, 0])
-        out = self.after(path)
-        if out.experts is None:
-            return self._law(out.next[0, 0])
-        features, weights = (part[0, 0] for part in out.experts)
-        laws = torch.stack([self._law(feature).exp() for feature in features])
-        return (weights[:, None] * laws).sum(0).log()
+        ahead = max(0, len(path) - last_fed)
+        out = self.after(path[:last_fed] if ahead else path)
+        if ahead or out.experts is None:
+            law = self._law((out.next, *out.ahead)[ahead][0, 0])
+        else:
+            features, weights = (part[0, 0] for part in out.experts)
+            laws = torch.stack([self._law(feature).exp() for feature in features])
+            law = (weights[:, None] * laws).sum(0).log()
+        return (self._sharpness[ahead] * law).log_softmax(-1)
 
     @torch.inference_mode()
     def expert_behind(self, path: list[int]) -> int:

@@ -181,6 +181,12 @@ def test_who_stands_behind_every_node(branches: str, plan: TreePlan) -> None:
     assert seen == known | {"contrast"}
 
 
+@pytest.mark.parametrize("sharpness", [[1.0, 1.0, 1.0], [0.0], [1.0, torch.nan], [torch.inf]])
+def test_an_impossible_sharpness_is_refused(sharpness: list[float]) -> None:
+    with pytest.raises(ConfigError, match="sharpness must be at most 2 positive numbers"):
+        FeatureDrafter(variant(), world.target("llama"), sharpness=sharpness)
+
+
 def test_unused_contrasts_are_refused_where_there_are_none() -> None:
     with pytest.raises(ConfigError, match="contrast_levels must lie between 0 and 1"):
         tree_of(variant(), 2)

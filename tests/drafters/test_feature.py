@@ -140,7 +140,7 @@ def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(
     for _ in range(9):
         engine.step()
         so_far = [*ongoing.prompt_ids, *ongoing.token_ids]
-        fresh = FeatureDrafter(drafter.head, target)
+        fresh = world.make_feature_drafter(target, method)
         begun(fresh, target, [so_far[:-1]])
         asked = request([so_far[-1]], [so_far[:-1]], plan)
         with torch.inference_mode():

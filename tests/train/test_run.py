@@ -14,7 +14,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+import jakiro
 from jakiro.cli.train import train
+from jakiro.drafters.feature import FeatureDrafter
 from jakiro.errors import DataError, TargetRefused
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
@@ -64,6 +66,10 @@ def test_a_run_leaves_a_head_that_fits_its_target(
     notes = checkpoint.read_config(out)["notes"]
     assert notes["step"] == 3
     assert 1 <= notes["held_out"]["tau"] <= 7
+    assert len(notes["options"]["sharpness"]) == (2 if method == "jakiro" else 1)
+    drafter = jakiro.load(directory / "target", out).drafter
+    assert isinstance(drafter, FeatureDrafter)
+    assert drafter._sharpness == notes["options"]["sharpness"]
     assert len((out / "regenerated.jsonl").read_text().splitlines()) == 6
     assert {"history.jsonl", "curves.png", "training.pt"} <= {path.name for path in out.iterdir()}
 

@@ -38,12 +38,14 @@ class Head(nn.Module):
 class DraftNoise(Protocol):
     """From draft logits to scores, with or without the noise that the target will choose with."""
 
-    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+    def scores(
+        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+    ) -> Tensor:
         """Log scores [B, K, D] of children at ``depth`` >= 1, from draft logits [B, K, D] of the
-        tokens ``ids`` [D] (None: of all V): ``log softmax(logits + T G_t)`` within what the row's
-        top-k, top-p and min-p keep (``-inf`` outside); ``log softmax(logits)`` for greedy rows.
-        Where nodes are drawn: the log of the law within the same filters. Called once per level of
-        a tree."""
+        tokens ``ids`` [D] (None: of all V): ``log softmax(sharpness (logits + T G_t))`` within what
+        the row's top-k, top-p and min-p keep (``-inf`` outside), T being 0 for greedy rows. Where
+        nodes are drawn: the log of the law within the same filters. Called once per level of a
+        tree."""
 
 
 @dataclass(frozen=True, eq=False)

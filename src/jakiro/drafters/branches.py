@@ -23,7 +23,11 @@ from jakiro.tree.token_tree import TokenTree
 
 
 class Branches(ABC):
-    """One level of fed nodes, R per row. Children are numbered as in the vocabulary, of D."""
+    """One level of fed nodes, R per row. Children are numbered as in the vocabulary, of D.
+    ``sharpness``: how much surer of the target's choice their logits are than they say."""
+
+    def __init__(self, vocabulary: DraftVocabulary, sharpness: float) -> None:
+        self._vocabulary, self._sharpness = vocabulary, sharpness
 
     @abstractmethod
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
@@ -43,12 +47,14 @@ class Branches(ABC):
 class Sum(Branches):
     """One feature per node."""
 
-    def __init__(self, features: Tensor, vocabulary: DraftVocabulary) -> None:
-        self._features, self._vocabulary = features, vocabulary
-        self._logits = vocabulary.logits(features)
+    def __init__(
+        self, features: Tensor, vocabulary: DraftVocabulary, sharpness: float = 1.0
+    ) -> None:
+        super().__init__(vocabulary, sharpness)
+        self._features, self._logits = features, vocabulary.logits(features)
 
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
-        return noise.scores(self._logits, depth, self._vocabulary.ids)
+        return noise.scores(self._logits, depth, self._vocabulary.ids, self._sharpness)
 
     def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
         return gathered(self._features, rows)
@@ -60,8 +66,11 @@ class Sum(Branches):
 class Decoupled(Branches):
     """One feature per node and active expert."""
 
-    def __init__(self, experts: Experts, vocabulary: DraftVocabulary) -> None:
-        self.experts, self._vocabulary = experts, vocabulary
+    def __init__(
+        self, experts: Experts, vocabulary: DraftVocabulary, sharpness: float = 1.0
+    ) -> None:
+        super().__init__(vocabulary, sharpness)
+        self.experts = experts
         laws = vocabulary.logits(experts.features).float().log_softmax(-1)
         self._joint = laws + experts.weights.float().log()[..., None]
 
@@ -70,7 +79,7 @@ class Decoupled(Branches):
         return self._joint.logsumexp(-2)
 
     def scores(self, noise: DraftNoise, depth: int, width: int) -> Tensor:
-        return noise.scores(self.law(), depth, self._vocabulary.ids)
+        return noise.scores(self.law(), depth, self._vocabulary.ids, self._sharpness)
 
     def carried(self, tokens: Tensor, rows: Tensor) -> Tensor:
         batch = torch.arange(len(rows), device=rows.device)[:, None]
@@ -146,11 +155,11 @@ class Watch:
         return found.tolist()
 
 
-def branches(out: HeadOutput, kind: str, vocabulary: DraftVocabulary) -> Branches:
+def branches(out: HeadOutput, kind: str, vocabulary: DraftVocabulary, sharpness: float) -> Branches:
     """What the nodes of ``out`` say, by the ``branches`` of the head's config."""
     if out.experts is None:
-        return Sum(out.next, vocabulary)
-    return KINDS[kind](out.experts, vocabulary)
+        return Sum(out.next, vocabulary, sharpness)
+    return KINDS[kind](out.experts, vocabulary, sharpness)
 
 
 def gathered(features: Tensor, rows: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ features; rows written while a tree grows come from predicted features and are d
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -48,7 +49,9 @@ class FeatureDrafter(Drafter):
 
     ``contrast_levels``: how many are used (None: all that the head has). ``window``: a forward
     looks back on that many committed pairs only, and on the first ``sinks`` of the text (None: on
-    all of them); a draft then costs the same behind a text of any length.
+    all of them); a draft then costs the same behind a text of any length. ``sharpness``: of the
+    branches, the first one first, by what factor their logits are surer of the target's choice
+    than they say (training measures it); 1 where none is given.
     """
 
     needs = LAST_FEATURE
@@ -64,6 +67,7 @@ class FeatureDrafter(Drafter):
         *,
         window: int | None = None,
         sinks: int = 4,
+        sharpness: Sequence[float] = (),
     ) -> None:
         self._fused = fused_view(head.eval())
         self.head = packed_view(self._fused)
@@ -81,7 +85,13 @@ class FeatureDrafter(Drafter):
             raise ConfigError(
                 f"window must be at least 1 or None and sinks at least 0, got {window} and {sinks}"
             )
+        if len(sharpness) > 1 + has or not all(0 < each < math.inf for each in sharpness):
+            raise ConfigError(
+                f"sharpness must be at most {1 + has} positive numbers with this head, one per "
+                f"branch, got {list(sharpness)}"
+            )
         self._window, self._sinks = window, sinks
+        self._sharpness = [*sharpness, *[1.0] * (1 + has - len(sharpness))]
         self._target = target
         self.vocabulary = DraftVocabulary(target, dict(head.named_buffers()).get("draft_ids"))
         self._cache = KVCache(1)
@@ -130,7 +140,7 @@ class FeatureDrafter(Drafter):
         watch = Watch() if request.is_traced else None
 
         def said(frontier: Frontier | None = None) -> Branches:
-            found = self._timed(lambda: branches(out, kind, self.vocabulary))
+            found = self._timed(lambda: branches(out, kind, self.vocabulary, self._sharpness[0]))
             if watch is not None:
                 watch.note(found, frontier)
             return found
@@ -148,8 +158,10 @@ class FeatureDrafter(Drafter):
             rows = frontier.parent_rows
             if frontier.depth > last_fed:
                 above = rows if above is None else above.gather(1, rows)
-                guess = gathered(out.ahead[frontier.depth - last_fed - 1], above)
-                return scores(self._timed(lambda: Sum(guess, self.vocabulary)), frontier.depth + 1)
+                ahead = frontier.depth - last_fed
+                guess, sharpness = gathered(out.ahead[ahead - 1], above), self._sharpness[ahead]
+                found = self._timed(lambda: Sum(guess, self.vocabulary, sharpness))
+                return scores(found, frontier.depth + 1)
             own = _visible(torch.eye, rows.shape[1], mask.dtype, mask.device)
             mask = below(mask, rows, own, [length + num_fed for length in shown])
             pairs = self.vocabulary.tokens(frontier.tokens), nodes.carried(frontier.tokens, rows)

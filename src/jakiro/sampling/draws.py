@@ -44,9 +44,11 @@ class DraftDraws(ABC):
         self._ids: Tensor | None = None
         self._laws: dict[int, Tensor] = {}
 
-    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+    def scores(
+        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+    ) -> Tensor:
         """Log law [B, K, D] of children at ``depth`` >= 1, from draft logits [B, K, D] of the
-        tokens ``ids``."""
+        tokens ``ids``. How sure the head is of the choice (``sharpness``) is no part of it."""
         self._nodes, self._ids = self._process(logits, depth, ids), ids
         return self._nodes.law().log()
 

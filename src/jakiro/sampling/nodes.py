@@ -103,8 +103,9 @@ class Nodes:
             law[greedy] = self.logits[greedy].softmax(-1)
         return law
 
-    def scores(self) -> Tensor:
-        """[b, N, V] float32: log softmax of (logits + T G) within what the filters keep."""
+    def scores(self, sharpness: float) -> Tensor:
+        """[b, N, V] float32: log softmax of ``sharpness (logits + T G)`` within what the filters
+        keep."""
         settings, temperature = self.settings, self.settings.temperature
         groups: list[tuple[Index, Tensor]] = []
         if settings.greedy is not None:
@@ -120,7 +121,8 @@ class Nodes:
             flat = dense(list(parts), list(noisy), self.logits.shape[-1])
             noisy_rows = flat.view_as(self.logits[rows])
             groups.append((rows, (temperature[rows] * noisy_rows).to(self.logits.dtype)))
-        return joined(groups, len(self.logits)).log_softmax(-1, dtype=torch.float32)
+        every = joined(groups, len(self.logits))
+        return (sharpness * every).log_softmax(-1, dtype=torch.float32)
 
     def _warped(self, rows: Index) -> Tensor:
         """[g, N, V]: the logits of ``rows`` over their temperature, in the same precision."""

@@ -157,14 +157,16 @@ class Sampler:
         draws = RuleDraws(nodes.keys, nodes.lengths)
         return NodeView(choice, (best - best) != 0, nodes.probs, draws)
 
-    def scores(self, logits: Tensor, depth: int, ids: Tensor | None = None) -> Tensor:
+    def scores(
+        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+    ) -> Tensor:
         """Log scores [B, K, D] (float32) of children at ``depth`` >= 1, from draft logits
         [B, K, D] of the tokens ``ids``: the ``DraftNoise`` protocol of drafters.
 
         A drafter whose logits are the target's scores the target's own choice best. Penalties and
         extra processors, which depend on the path, are left out.
         """
-        return self._draft_nodes(logits, depth, ids).scores()
+        return self._draft_nodes(logits, depth, ids).scores(sharpness)
 
     def sampled_drafts(self, way: type[DraftDraws]) -> DraftDraws:
         """What drafts are told instead of ``scores`` where their nodes are to be drawn."""

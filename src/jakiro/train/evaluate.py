@@ -15,6 +15,7 @@ from jakiro.train.learner import Tally
 from jakiro.train.losses import Losses, measure, share_of
 from jakiro.train.rollout import carry_of, rollout
 from jakiro.train.samples import Batch
+from jakiro.train.sharpness import surprise
 
 RECALL_WIDTHS = (2, 4, 8)
 
@@ -24,7 +25,7 @@ def judge(head: DraftHead, target: Target, batch: Batch, depth: int = 6) -> Tall
     """``accuracy``: top-1 agreement with the target per branch, on true features. ``alpha``: of
     chains of ``depth`` levels; contrastive branches give the last of them. ``recall_K``: by level,
     how often the target's first choice is among the K best children of the text's own chain: what a
-    tree of that width can reach, of one feature or of several."""
+    tree of that width can reach, of one feature or of several. And the ``surprise``."""
     sizes = head.config
     lesson = teach(target, batch)
     passes = max(1, depth - sizes.contrast_levels)
@@ -35,7 +36,8 @@ def judge(head: DraftHead, target: Target, batch: Batch, depth: int = 6) -> Tall
     losses = measure(outputs, lesson, target, share_of(sizes, LossOptions()))
     counted = [each[0].sum((1, 2)).float() for each in (losses.hits, losses.valid)]
     recall = {f"recall_{width}": count_recall(losses, width) for width in RECALL_WIDTHS}
-    return {"accuracy": torch.stack(counted), "alpha": count_levels(losses), **recall}
+    tally = {"accuracy": torch.stack(counted), "alpha": count_levels(losses), **recall}
+    return tally | surprise(outputs[0], lesson, target, batch.indices.tolist())
 
 
 def count_recall(losses: Losses, width: int) -> Tensor:

@@ -21,6 +21,7 @@ from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.losses import Losses, measure, share_of
 from jakiro.train.rollout import carry_of, rollout
 from jakiro.train.samples import Batch
+from jakiro.train.sharpness import fitted
 from jakiro.train.vocabulary import frequent_tokens
 
 
@@ -83,6 +84,10 @@ class FeatureHead(Learner):
 
     def save(self, module: nn.Module, directory: Path, notes: Mapping[str, Any]) -> None:
         assert isinstance(module, DraftHead)
+        notes = dict(notes)
+        if "held_out" in notes:
+            branches = 1 + self.sizes.contrast_levels
+            notes["options"] = {"sharpness": fitted(notes["held_out"], branches)}
         checkpoint.save(module, directory, self.target.fingerprint(), notes, torch.float32)
 
 
