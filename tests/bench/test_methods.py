@@ -66,6 +66,7 @@ def test_what_is_not_at_hand_is_named(plain: Engine, tmp_path: Path) -> None:
     [
         (Row("a", "prompt_lookup", tree="bush:3"), ConfigError),
         (Row("a", "prompt_lookup", rule="wishful"), UnknownName),
+        (Row("a", "prompt_lookup", options={"max_ngram": 0}), ConfigError),
     ],
 )
 def test_what_is_wrong_is_raised(row: Row, error: type[Exception], plain: Engine) -> None:

@@ -55,9 +55,12 @@ def test_a_suite_from_a_file(tmp_path: Path) -> None:
     path.write_text(
         'tasks = ["demo"]\ntemperatures = [0, 0.5]\n'
         '[[rows]]\nname = "a"\ndrafter = "prompt_lookup"\nnoise_aware = false\n'
+        "options = { max_ngram = 2 }\n"
     )
     assert load_suite(str(path)) == Suite(
-        ("demo",), (0.0, 0.5), (Row("a", "prompt_lookup", noise_aware=False),)
+        ("demo",),
+        (0.0, 0.5),
+        (Row("a", "prompt_lookup", noise_aware=False, options={"max_ngram": 2}),),
     )
 
 

@@ -42,6 +42,7 @@ class Workshop:
             self.plain.target.model,
             location if name == row.drafter else self._untrained(location),
             tokenizer=self.plain.tokenizer,
+            drafter_options=row.options or None,
             tree=row.tree,
             rule=row.rule,
             noise_aware=row.noise_aware,

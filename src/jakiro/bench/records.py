@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 def read_record(kind: type[T], record: Any, where: str) -> T:
     """``record`` as a ``kind``: a dataclass of dataclasses, lists, tuples of one type, dicts,
-    optional values, texts, numbers and booleans. ``where`` names the source in errors.
+    optional values, texts, numbers and booleans, and what may be anything. ``where`` names the
+    source in errors.
 
     Raises:
         DataError: an entry is missing, unknown or of another type.
@@ -54,6 +55,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return {name: _read(inner, each, f"{where}, {name}") for name, each in value.items()}
     if is_dataclass(hint):
         return read_record(hint, value, where)  # type: ignore[arg-type]
+    if hint is Any:
+        return value
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

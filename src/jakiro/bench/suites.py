@@ -10,6 +10,7 @@ A suite is a TOML file, one of the package or one of a user::
     drafter = "prompt_lookup"
     tree = "dynamic:5,6,16"
     noise_aware = false
+    options = { max_ngram = 3 }
 
 Without tasks the shipped sets are measured, without temperatures greedy decoding, without rows
 every drafter that the target has. On the command line a row is written as
@@ -22,9 +23,10 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jakiro.api import AUTO
 from jakiro.bench.records import read_record
@@ -52,6 +54,8 @@ class Row:
     """None: the tree that the drafter recommends."""
     rule: str = "match"
     noise_aware: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the drafter's class, before what its checkpoint recommends."""
     weights: str | None = None
     """Digest of the checkpoint that was measured; known once it is loaded."""
 
