@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from hypothesis import given
@@ -93,7 +94,8 @@ def test_wide_dynamic_tree_is_the_best_of_all_trees(
 
 def beam(scores: Tensor, plan: TreePlan) -> Found:
     """EAGLE-2 by the book for one row without ties: expand the best ``width`` nodes of each level
-    by their best ``width`` children, keep the ``budget`` best of everything made."""
+    by their best ``width`` children, keep the ``budget`` best of everything made. A level of less
+    than ``reach`` is the last."""
     level: Found = {(): 0.0}
     made: Found = {}
     for depth in range(plan.depth):
@@ -104,6 +106,8 @@ def beam(scores: Tensor, plan: TreePlan) -> Found:
                 children[*path, token] = above + float(steps[token])
         made |= children
         level = dict(sorted(children.items(), key=lambda item: -item[1])[: plan.width])
+        if sum(map(math.exp, level.values())) < plan.reach:
+            break
     return dict(sorted(made.items(), key=lambda item: -item[1])[: plan.budget])
 
 
@@ -112,18 +116,31 @@ def beam(scores: Tensor, plan: TreePlan) -> Found:
     width=st.integers(1, 4),
     depth=st.integers(1, 4),
     budget=st.integers(1, 20),
+    reach=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
 )
 def test_dynamic_tree_equals_the_scalar_builder(
-    seed: int, width: int, depth: int, budget: int
+    seed: int, width: int, depth: int, budget: int, reach: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(3, depth, 6, 6, generator=generator).log()
-    plan = TreePlan("dynamic", depth, width, budget)
-    tree = grown(plan, scores)
-    for row in range(3):
-        nodes, expected = found(tree, row), beam(scores[row], plan)
-        assert nodes.keys() == expected.keys()
-        assert all(abs(nodes[path] - expected[path]) < 1e-4 for path in nodes)
+    scores = torch.rand(3, depth, 6, 6, generator=generator).log_softmax(-1)
+    plan = TreePlan("dynamic", depth, width, budget, reach=reach)
+    # Rows go on together, so one row alone ends where its own text hardly reaches.
+    rows = [range(3)] if reach == 0 else [[row] for row in range(3)]
+    for together in map(list, rows):
+        tree = grown(plan, scores[together])
+        for place, row in enumerate(together):
+            nodes, expected = found(tree, place), beam(scores[row], plan)
+            assert nodes.keys() == expected.keys()
+            assert all(abs(nodes[path] - expected[path]) < 1e-4 for path in nodes)
+
+
+def test_rows_go_on_as_long_as_one_of_them_is_reached() -> None:
+    """The sure row is drafted to the end, and its neighbour with it."""
+    scores = torch.full((2, 4, 6, 6), math.log(1 / 6))
+    scores[0, :, :, 3] = -1e-3
+    plan = TreePlan("dynamic", 4, 2, 40, reach=0.5)
+    assert grown(plan, scores).depth.amax(1).tolist() == [4, 4]
+    assert grown(plan, scores[1:]).depth.amax(1).tolist() == [1]
 
 
 @given(seed=st.integers(0, 10_000), budget=st.integers(1, 16))

@@ -13,6 +13,7 @@ from jakiro.tree.shapes import EAGLE1_PATHS, TreePlan
     [
         ("chain:4", TreePlan.chain(4)),
         ("dynamic:5,8,16", TreePlan("dynamic", 5, 8, 16)),
+        ("dynamic:9,6,20,0.4", TreePlan("dynamic", 9, 6, 20, reach=0.4)),
         ("static:eagle1", TreePlan.static(EAGLE1_PATHS)),
         ("beam:3,4", TreePlan("beam", 3, 4, 12)),
         ("static:2x1", TreePlan.static(((0,), (1,), (0, 0), (1, 0)))),
@@ -33,6 +34,9 @@ def test_parse(text: str, plan: TreePlan) -> None:
         "chain:0",
         "dynamic:1,2",
         "dynamic:5,0,9",
+        "dynamic:5,8,9,1.5",
+        "dynamic:5,8,9,0.1,0.2",
+        "dynamic:5,8,9,nan",
         "static:mine",
         "static:0.0",
         "static:2x0",

@@ -127,8 +127,8 @@ def _dynamic(
 ) -> _Pool:
     """EAGLE-2: expand the ``width`` best nodes of each level; a chain is the width-1 case.
 
-    It ends above a level none of whose nodes could be kept: descendants score no higher than the
-    nodes they come from and are made later.
+    It ends at a level that the text hardly reaches, and above one none of whose nodes could be
+    kept: descendants score no higher than the nodes they come from and are made later.
     """
     width = plan.width
     tokens, made = choose(*_root(root_scores), [width], 1)
@@ -138,6 +138,8 @@ def _dynamic(
     # Of each level the places of the nodes that are expanded; of the first level all.
     expanded = [counting(width, tokens.device).expand_as(tokens)]
     for level in range(1, depth):
+        if plan.reach and bool((scores.exp().sum(1) < plan.reach).all()):
+            break
         if _is_beaten(scores, pool.scores, plan.budget):
             break
         found = expand(Frontier(tokens, parent_rows, level))

@@ -33,8 +33,8 @@ MAX_NODES = 4096
 """Of a shape that is written by its fans."""
 
 FORMS = (
-    "chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET, beam:DEPTH,WIDTH, static:FANxFANx.., static:eagle1 "
-    "or static:RANK_PATHS"
+    "chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET[,REACH], beam:DEPTH,WIDTH, static:FANxFANx.., "
+    "static:eagle1 or static:RANK_PATHS"
 )
 """How plans are written."""
 
@@ -50,7 +50,10 @@ class TreePlan:
     each level are expanded by their ``width`` best children, the ``budget`` best of all kept:
     EAGLE-2, arXiv 2406.16858), ``beam`` (of each level the ``width`` best nodes are kept, and all
     of them expanded: where nodes are drawn, the stochastic beam search of RSD-S, arXiv
-    2402.14160). ``depth``: levels below the root. ``budget``: nodes without root.
+    2402.14160). ``depth``: levels below the root. ``budget``: nodes without root. ``reach``: a
+    dynamic tree ends at a level if the chance that the text goes through one of the nodes to be
+    expanded there, by their scores, is less in every row (Dynamic Depth Decoding, arXiv
+    2409.00142).
     ``chain``, ``static``, ``beam`` and ``parse`` make consistent ones. Raises ``ConfigError``.
     """
 
@@ -59,6 +62,7 @@ class TreePlan:
     width: int = 8
     budget: int = 16
     paths: tuple[Path, ...] = ()
+    reach: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "budget"):
@@ -68,6 +72,11 @@ class TreePlan:
             raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if (self.kind == "static") != bool(self.paths):
             raise ConfigError("paths belong to a static tree, and a static tree needs paths")
+        if not 0 <= self.reach <= (1 if self.kind == "dynamic" else 0):
+            raise ConfigError(
+                f"reach is a chance between 0 and 1, of a dynamic tree only; got {self.reach} of "
+                f"a {self.kind} tree"
+            )
         known = set(self.paths)
         for path in self.paths:
             if not path or min(path) < 0:
@@ -101,7 +110,7 @@ class TreePlan:
             width = min(self.width, width, budget)
             return TreePlan.beam(min(self.depth, depth, budget // width), width)
         limits = (min(self.depth, depth), min(self.width, width), min(self.budget, budget))
-        return TreePlan("dynamic", *limits)
+        return TreePlan("dynamic", *limits, reach=self.reach)
 
     @property
     def num_nodes(self) -> int:
@@ -145,16 +154,19 @@ class TreePlan:
 
     @classmethod
     def parse(cls, text: str) -> TreePlan:
-        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET``, ``beam:DEPTH,WIDTH``, or ``static:`` and
-        one of: the name of a published tree (``eagle1``), the children of every node level by level
-        (``4x2x1``), rank paths (``0,1,0.0``). ``str`` of a plan gives its text."""
+        """``chain:DEPTH``, ``dynamic:DEPTH,WIDTH,BUDGET[,REACH]``, ``beam:DEPTH,WIDTH``, or
+        ``static:`` and one of: the name of a published tree (``eagle1``), the children of every
+        node level by level (``4x2x1``), rank paths (``0,1,0.0``). ``str`` of a plan gives its text.
+        """
         kind, _, rest = text.partition(":")
         try:
             if kind == "chain":
                 return cls.chain(int(rest))
             if kind == "dynamic":
-                depth, width, budget = (int(part) for part in rest.split(","))
-                return cls("dynamic", depth, width, budget)
+                sizes, reach = rest.split(",")[:3], rest.split(",")[3:] or ["0"]
+                depth, width, budget = map(int, sizes)
+                (chance,) = map(float, reach)
+                return cls("dynamic", depth, width, budget, reach=chance)
             if kind == "beam":
                 depth, width = (int(part) for part in rest.split(","))
                 return cls.beam(depth, width)
@@ -179,7 +191,8 @@ class TreePlan:
         if self.kind == "chain":
             return f"chain:{self.depth}"
         if self.kind == "dynamic":
-            return f"dynamic:{self.depth},{self.width},{self.budget}"
+            reach = f",{self.reach:g}" if self.reach else ""
+            return f"dynamic:{self.depth},{self.width},{self.budget}{reach}"
         if self.kind == "beam":
             return f"beam:{self.depth},{self.width}"
         return "static:" + ",".join(".".join(map(str, path)) for path in self.paths)
