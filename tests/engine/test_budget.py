@@ -15,7 +15,6 @@ from jakiro.engine.account import SHARE, Account
 from jakiro.engine.budget import PLAIN_FIRST, WAITS, Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import Costs
-from jakiro.engine.pace import Levels
 from jakiro.engine.policy import Times
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
@@ -333,18 +332,3 @@ def test_measuring_leaves_the_drafter_free(case: str) -> None:
     )
     truths = [list(world.truth("llama", "top_p", row)) for row in rows]
     assert [each.token_ids for each in done] == truths
-
-
-def test_drafts_that_end_early_cost_what_their_levels_do() -> None:
-    """Against the mean over the drafts themselves."""
-    draft = np.array([[3.0, 4.0], [4.0, 6.0], [7.0, 9.0], [8.0, 9.5]])
-    levels, chance = Levels(4), random.Random(0)
-    assert (levels.expected(draft) == draft).all()
-    ends = [chance.choice([1, 2, 2, 4, 4, 4]) for _ in range(4000)]
-    for end in ends:
-        levels.learn(min(end, 3), 3)
-    found, told = levels.expected(draft), np.array([draft[min(end, 3) - 1] for end in ends])
-    np.testing.assert_allclose(found[2], told.mean(0), rtol=0.12)
-    assert (found[0] == draft[0]).all()
-    # Nobody knows of the fourth level, so nothing says that it is spared more often.
-    np.testing.assert_allclose(found[3] - found[2], (found[2] - found[1]) / 3 * [1, 0.5], rtol=1e-6)

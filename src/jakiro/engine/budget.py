@@ -16,7 +16,7 @@ import numpy as np
 from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, needed
 from jakiro.engine.account import Account
 from jakiro.engine.costs import Costs
-from jakiro.engine.pace import PACE_WEIGHT, Levels, Pace, Size
+from jakiro.engine.pace import PACE_WEIGHT, Pace, Size
 from jakiro.engine.policy import DraftLimits, Policy, Times
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
@@ -213,8 +213,7 @@ class Controller(Policy):
         return cost
 
     def _draft_ms(self) -> Array:
-        size = self._size
-        draft: Array = size.of(size.drafting) * size.levels.expected(self._sheet.draft)
+        draft: Array = self._size.of(self._size.drafting) * self._sheet.draft
         return draft
 
     @property
@@ -251,16 +250,14 @@ class Controller(Policy):
         size = num_rows.bit_length()
         if size not in self._sizes:
             last = self._size.plain.value if self._sizes else 1.0
-            levels = Levels(self.grid.num_depths)
-            self._sizes[size] = Size(Pace(last), Account(num_rows), levels)
+            self._sizes[size] = Size(Pace(last), Account(num_rows))
         return self._sizes[size]
 
     # -- learning -----------------------------------------------------------------------------
 
     def _learn_draft(self, place: Choice, tree: TokenTree, verdict: Verdict, times: Times) -> None:
         size, last = self._size, min(place[0] + 1, max(self._caps))
-        deepest = max(1, *map(max, tree.listed.depth))
-        draft = float(self._sheet.draft[min(deepest, last) - 1, place[1]])
+        draft = float(self._sheet.draft[last - 1, place[1]])
         rest = float(self._measured_ms(tree.num_nodes))
         most = BELIEVED * (size.of(size.drafting) * draft + size.of(size.drafted) * rest)
         taken = min(times.draft_ms + times.rest_ms, most) / self._plain_ms
@@ -269,7 +266,6 @@ class Controller(Policy):
         if self._choice is None and saved > 0:
             self._wait, self._left = WAITS[0], 1
         # After cycles without a draft it had to catch up first, and took no less than it needs.
-        size.levels.learn(deepest, last)
         size.drafting.learn(times.draft_ms, draft, 1.0 if self._since_plain == 0 else 2.0)
         size.drafted.learn(times.rest_ms, rest)
         filled = (tree.num_nodes - 1) / self._nodes[last - 1, place[1]]

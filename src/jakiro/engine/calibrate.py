@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -116,8 +115,7 @@ def measure(
 
     The drafter must be in no other engine; it is left without rows.
     """
-    # Of all levels: how often a draft that may have them does is another question (``pace``).
-    plan = replace(Engine(target, drafter, find_rule("match"), plan=plan).plan, reach=0.0)
+    plan = Engine(target, drafter, find_rule("match"), plan=plan).plan
     context = max(1, min(SHORT, target.context_length // 4))
     batches = sorted({1, min(2, max_batch_size), max_batch_size})
     nodes = _spread(plan.num_nodes)
