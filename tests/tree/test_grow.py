@@ -134,12 +134,15 @@ def test_dynamic_tree_equals_the_scalar_builder(
             assert all(abs(nodes[path] - expected[path]) < 1e-4 for path in nodes)
 
 
-def test_rows_go_on_as_long_as_one_of_them_is_reached() -> None:
-    """The sure row is drafted to the end, and its neighbour with it."""
+def test_rows_go_on_together_while_it_pays_for_all_of_them() -> None:
+    """A sure row alone is drafted to the end, its unsure neighbour alone hardly; together they are
+    drafted as far as the mean of both says: 0.75, 0.61 and 0.59 by level."""
     scores = torch.full((2, 4, 6, 6), math.log(1 / 6))
     scores[0, :, :, 3] = -1e-3
-    plan = TreePlan("dynamic", 4, 2, 40, reach=0.5)
-    assert grown(plan, scores).depth.amax(1).tolist() == [4, 4]
+    for reach, deepest in ((0.55, 4), (0.6, 3), (0.7, 2), (0.8, 1)):
+        plan = TreePlan("dynamic", 4, 2, 40, reach=reach)
+        assert grown(plan, scores[:1]).depth.amax(1).tolist() == [4]
+        assert grown(plan, scores).depth.amax(1).tolist() == [deepest] * 2
     assert grown(plan, scores[1:]).depth.amax(1).tolist() == [1]
 
 

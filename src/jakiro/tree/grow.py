@@ -138,7 +138,7 @@ def _dynamic(
     # Of each level the places of the nodes that are expanded; of the first level all.
     expanded = [counting(width, tokens.device).expand_as(tokens)]
     for level in range(1, depth):
-        if plan.reach and bool((scores.exp().sum(1) < plan.reach).all()):
+        if plan.reach and float(scores.exp().sum(1).mean()) < plan.reach:
             break
         if _is_beaten(scores, pool.scores, plan.budget):
             break

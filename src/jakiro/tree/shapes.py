@@ -52,8 +52,8 @@ class TreePlan:
     of them expanded: where nodes are drawn, the stochastic beam search of RSD-S, arXiv
     2402.14160). ``depth``: levels below the root. ``budget``: nodes without root. ``reach``: a
     dynamic tree ends at a level if the chance that the text goes through one of the nodes to be
-    expanded there, by their scores, is less in every row (Dynamic Depth Decoding, arXiv
-    2409.00142).
+    expanded there, by their scores, is less, as a mean over the rows (Dynamic Depth Decoding,
+    arXiv 2409.00142).
     ``chain``, ``static``, ``beam`` and ``parse`` make consistent ones. Raises ``ConfigError``.
     """
 
