@@ -44,7 +44,7 @@ class _DeterministicScores:
     def scores(
         self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
     ) -> Tensor:
-        return (sharpness * logits).log_softmax(-1, dtype=torch.float32)
+        return (sharpness * logits.float()).log_softmax(-1)
 
 
 def load(  # noqa: PLR0913  the one call of a user, by keyword

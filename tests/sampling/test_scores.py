@@ -53,17 +53,19 @@ def test_a_perfect_drafter_ranks_the_choice_first(depth: int) -> None:
     assert torch.equal(scores[:, 0].argmax(-1), choice)
 
 
-def test_scores_are_the_formula() -> None:
+@pytest.mark.parametrize("sharpness", [1.0, 1.7])
+def test_scores_are_the_formula(sharpness: float) -> None:
     logits = torch.randn(2, 3, VOCAB, dtype=torch.float64) * 3
     sampler = sampler_of([{"temperature": 0.7, "top_k": 70}, {"temperature": 0.7}])
-    scores = sampler.scores(logits, 3)
+    scores = sampler.scores(logits, 3, sharpness=sharpness)
     for row, top_k in enumerate([70, VOCAB]):
         position = len(PROMPT) + row + 2
         noise = torch.tensor(gumbel_noise(row, 0, position, VOCAB), dtype=torch.float64)
-        noisy = logits[row] + 0.7 * noise
+        noisy = sharpness * (logits[row] + 0.7 * noise)
         smallest = logits[row].topk(top_k).values[:, -1:]
         expected = noisy.masked_fill(logits[row] < smallest, -torch.inf).log_softmax(-1)
         torch.testing.assert_close(scores[row], expected.float())
+        assert scores[row].isfinite().sum(-1).tolist() == [top_k] * 3
 
 
 def test_scores_of_some_tokens_are_those_where_no_other_is_likely() -> None:

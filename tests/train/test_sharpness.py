@@ -51,6 +51,18 @@ def test_experts_are_measured_by_their_mixture() -> None:
     torch.testing.assert_close(alone["surprise_1"], parts["surprise_1"])
 
 
+def test_a_branch_is_asked_where_a_pair_is_before() -> None:
+    """Pair i of branch c predicts feature i + c, so feature 1 is not asked of the second branch."""
+    torch.manual_seed(0)
+    truth, wanted = torch.randn(1, 6, VOCABULARY), torch.zeros(1, 6, dtype=torch.bool)
+    wanted[0, 1] = True
+    lesson = Lesson(*[torch.zeros(0)] * 3, truth, wanted)
+    output = HeadOutput(truth[:, 1:], (torch.randn(1, 5, VOCABULARY),))
+    tally = surprise(output, lesson, TARGET, [0])
+    assert tally["surprise_1"][1].unique().tolist() == [1]
+    assert not tally["surprise_2"].any()
+
+
 def test_nothing_to_ask_is_no_error() -> None:
     lesson = Lesson(*[torch.zeros(0)] * 3, torch.zeros(1, 5, 9), torch.zeros(1, 5).bool())
     tally = surprise(HeadOutput(torch.zeros(1, 4, 9)), lesson, TARGET, [0])
