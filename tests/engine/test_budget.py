@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from jakiro.drafters.base import DraftRequest
 from jakiro.engine.acceptance import Acceptance, Grid, needed
 from jakiro.engine.account import SHARE, Account
 from jakiro.engine.budget import PLAIN_FIRST, WAITS, Controller
-from jakiro.engine.calibrate import measure
+from jakiro.engine.calibrate import _curve, measure
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import Times
 from jakiro.tree.shapes import TreePlan
@@ -40,7 +42,10 @@ def costs(node_ms: float, level_ms: float, batches: tuple[int, ...] = (1, 16)) -
 
 class Machine:
     """Cycles of a controller in a world where times are those of ``costs``, times ``pace``, those
-    with a draft times ``dear``."""
+    with a draft times ``dear``. A draft ends after one level unless the text ``goes_on``, by that
+    chance, and after a plain cycle takes ``catch_up`` ms more."""
+
+    goes_on, catch_up = 1.0, 0.0
 
     def __init__(
         self,
@@ -71,6 +76,8 @@ class Machine:
             self.plans.append(plan)
             size = 0 if plan is None else plan.budget
             is_fan = self.controller.plan.kind == "dynamic"
+            if self.goes_on < 1 and self.chance.random() >= self.goes_on:
+                size = min(size, 1)
             chances = [accepts if rows is None else _always(rows[i]) for i in range(self.num_rows)]
             self.paths = paths = [self._path(size, is_fan, chance) for chance in chances]
             parents = torch.tensor([[-1, *([0] * size if is_fan else range(size))]])
@@ -119,9 +126,11 @@ class Machine:
         verify, _ = self.costs.verify(self.num_rows, np.array([1.0 + size]))
         if plan is None:
             return Times(0.0, self.pace * float(verify[0]))
-        sheet = self.costs.draft(self.num_rows, np.array([float(plan.depth)]), np.array([1.0]))
+        depth = float(plan.depth if plan.kind == "dynamic" else size)
+        sheet = self.costs.draft(self.num_rows, np.array([depth]), np.array([1.0]))
         pace = self.pace * self.dear
-        return Times(pace * float(sheet[0, 0]), pace * float(verify[0]))
+        more = self.catch_up if None in self.plans[-2:-1] else 0.0
+        return Times(pace * float(sheet[0, 0]) + more, pace * float(verify[0]))
 
 
 def _always(chance: float) -> Callable[[int], float]:
@@ -173,6 +182,47 @@ def test_a_node_is_there_while_its_gain_exceeds_its_cost() -> None:
     assert "budget" in machine.controller.explain()
 
 
+def test_levels_that_are_seldom_made_are_seldom_paid_for() -> None:
+    """Three drafts in four end at the first level; the others have all eight, at 3 ms each, and
+    nearly all are accepted. Eight that are always made would be slower than one."""
+    machine = Machine(CHAIN, costs(node_ms=0.2, level_ms=3.0))
+    machine.goes_on = 0.25
+    machine.run(800, lambda depth: 0.9 if depth == 0 else 0.97)
+    late = [0 if plan is None else plan.depth for plan in machine.plans[200:]]
+    assert np.median(late) >= 3
+
+
+def test_catching_up_is_not_what_a_draft_costs() -> None:
+    """The first draft after plain cycles feeds what came meanwhile: nobody is told otherwise."""
+    said = []
+    for catch_up in (0.0, 25.0):
+        machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
+        machine.catch_up = catch_up
+        machine.run(PLAIN_FIRST + 1, lambda _: 0.6)
+        said.append((machine.controller.explain(), machine.ms))
+    assert said[0][0] == said[1][0]
+    assert said[0][1] == said[1][1] - 25.0
+
+
+def test_the_smallest_draft_that_pays_is_the_one_to_be_afforded() -> None:
+    """The first level takes 12 ms and the others nothing: one alone never pays, and two may lose
+    more than a third of what there is at first."""
+    table = replace(costs(node_ms=0.4, level_ms=0.0), draft_ms=(((12.0,) * 2, (12.1,) * 2),) * 2)
+    machine = Machine(CHAIN, table)
+    machine.run(60, lambda _: 0.9)
+    assert machine.plans[PLAIN_FIRST:].count(None) <= 5
+
+
+def test_nothing_is_tried_that_cannot_pay() -> None:
+    """Of a level one node at most is accepted, so at 2 ms a node four of them would be slower than
+    the one that is drafted, whatever their chances."""
+    machine = Machine(FAN, costs(node_ms=2.0, level_ms=0.1))
+    machine.run(800, lambda rank: 0.6 if rank == 0 else 0.0)
+    late = [0 if plan is None else plan.budget for plan in machine.plans[100:]]
+    assert np.median(late) == 1
+    assert max(late) == 2
+
+
 def test_levels_above_a_poor_last_one_are_judged_by_themselves() -> None:
     """Whatever the depth, its last level is accepted in 0.2 of cases and every other in 0.9, as
     where a branch makes the last one without a forward: drafting deep still pays."""
@@ -212,7 +262,7 @@ def test_no_guess_can_lose_more_than_the_account_has(
         machine.run(num_cycles, lambda _: alpha)
         lost = machine.ms / plain - machine.num_tokens / num_rows
         drafts = [machine.cost_of(plan) / plain for plan in machine.plans if plan]
-        most = Account(num_rows).balance + SHARE * len(machine.plans)
+        most = Account().balance + SHARE * len(machine.plans)
         assert lost <= most if dear == 1 else lost < most + sum(drafts[:2])
     assert machine.plans.count(None) > 0.95 * len(machine.plans)
 
@@ -239,6 +289,8 @@ def test_a_batch_is_done_when_its_slowest_row_is() -> None:
         machine.ms = 0.0
         plain = machine.answer(100, [0.0] + [0.5] * 15)
     assert machine.ms < 1.04 * plain
+    machine.run(1, lambda _: 0.0)
+    assert "no drafting" in machine.controller.explain()
 
 
 def test_it_comes_back_when_acceptance_does() -> None:
@@ -312,6 +364,30 @@ def test_costs_between_and_beyond_the_measured_places() -> None:
     assert Costs.from_json(table.to_json()) == table
     with pytest.raises(ValueError, match="no table"):
         Costs.from_json(table.to_json() | {"nodes": [9, 1]})
+
+
+def test_times_of_levels_that_no_draft_had() -> None:
+    """Drafts of at most 1, 2, 4 and 8 levels had 1, 2, 3 and 3: the least time of those that had
+    as many counts, and further levels cost what those before did."""
+    depths = (1, 2, 4, 8)
+    found = _curve([1, 2, 3, 3], [2.0, 3.0, 5.5, 5.0], depths)
+    assert found == pytest.approx([2.0, 3.0, 6.5, 12.5])
+    # Where nothing is drafted, every depth costs the same.
+    assert _curve([0, 0, 0, 0], [0.3, 0.2, 0.4, 0.3], depths) == [0.2] * 4
+
+
+def test_measured_drafts_do_not_end_because_of_their_text() -> None:
+    target = world.target("llama")
+    drafter = world.make_drafter("jakiro/wide", target)
+    asked, draft = set(), drafter.draft
+
+    def noted(request: DraftRequest) -> TokenTree:
+        asked.add(request.plan.reach)
+        return draft(request)
+
+    drafter.draft = noted  # type: ignore[method-assign]
+    measure(target, drafter, replace(world.TREES["dynamic"], reach=1.0), seconds=0.0)
+    assert asked == {0.0}
 
 
 @pytest.mark.parametrize("case", ["jakiro/wide", "lookahead"])

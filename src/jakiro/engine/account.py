@@ -5,8 +5,8 @@ from __future__ import annotations
 SHARE = 0.005
 """Of plain cycles, which drafts may lose."""
 START, MOST = 3.0, 32.0
-"""On the account of one row to begin with, and at most. Several rows tell as much at a time as one
-does in as many drafts: they begin with their share, but with a cycle at least."""
+"""On the account to begin with, and at most. Several rows tell more at a time than one, but the
+slowest of them, whose progress counts, is at first ever another."""
 STAKE = 1 / 3
 """Of the balance, which one draft may lose: bad luck makes drafts smaller, and does not end them
 as soon as a few large ones have failed."""
@@ -20,12 +20,12 @@ class Account:
     that is booked, not what was guessed.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self.balance = max(1.0, START / num_rows)
+    def __init__(self) -> None:
+        self.balance = START
 
     def stake(self, least: float) -> float:
-        """How much a draft may lose if nothing of it is accepted, where the smallest one loses
-        ``least``: that one is made as long as the balance covers it."""
+        """How much a draft may lose if nothing of it is accepted, where the smallest one that
+        should pay loses ``least``: that one is made as long as the balance covers it."""
         return max(STAKE * self.balance, min(self.balance, least))
 
     def book(self, saved: float) -> None:

@@ -1,10 +1,11 @@
 """The controller: drafts as much as pays, measured in tokens per second.
 
 Of every part of its plan it knows what a draft should bring (``acceptance``) and what the cycle
-costs (``costs``), and takes the one with the most tokens per millisecond, plain decoding among
-them. At that optimum a node or a level is there while what it should bring exceeds its time at that
-rate (Dinkelbach's rule for a ratio). Measured costs are corrected by what cycles really take. An
-``account`` limits what drafts may lose, those that are only tried among them.
+costs (``costs``; of drafting the levels that are made, ``survival``), and takes the one with the
+most tokens per millisecond, plain decoding among them. At that optimum a node or a level is there
+while what it should bring exceeds its time at that rate (Dinkelbach's rule for a ratio). Measured
+costs are corrected by what cycles really take. An ``account`` limits what drafts may lose, those
+that are only tried among them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from jakiro.engine.acceptance import Acceptance, Array, Choice, Grid, needed
-from jakiro.engine.account import Account
 from jakiro.engine.costs import Costs
 from jakiro.engine.pace import PACE_WEIGHT, Pace, Size
 from jakiro.engine.policy import DraftLimits, Policy, Times
+from jakiro.engine.survival import Survival
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -45,8 +46,8 @@ class _Sheet:
     """[nodes], from 0 on, ms at the measured context."""
     slope: Array
     """[nodes]: ms per further committed token."""
-    draft: Array
-    """[depths, budgets] of the grid, ms."""
+    levels: Array
+    """[depths, budgets] of the grid, ms: of each level of a draft."""
     shared: float
     """The part of a plain cycle that is the same however many rows there are."""
 
@@ -75,24 +76,26 @@ class Controller(Policy):
             for b, budget in enumerate(self.grid.budgets)
         }
         self._nodes = np.zeros(self.grid.shape)
+        self._levels = np.zeros(self.grid.shape)
         for place, part in self._plans.items():
             self._nodes[place] = part.num_nodes
+            self._levels[place] = min(part.depth, part.budget)
         depths, budgets = self.grid.shape
         self._whole: Choice = (depths - 1, budgets - 1)
         self._sheets: dict[int, _Sheet] = {}
         self._sizes: dict[int, Size] = {}
         self._fill, self._context, self._caps = 1.0, 0.0, [1]
-        self._acceptance = Acceptance(self.grid)
+        self._acceptance, self._survival = Acceptance(self.grid), Survival(self.grid)
         self._size = self._size_here()
         # What is done by default, None: plain decoding; the best draft; and what is done in this
         # cycle.
         self._choice: Choice | None = None
         self._best: Choice = self._whole
         self._running: Choice | None = None
-        # Of every part tokens per ms, beside those of plain decoding, and the plain cycles that are
-        # lost if nothing is accepted.
-        self._rates, self._off = np.zeros(self.grid.shape), 0.0
-        self._losses = np.zeros(self.grid.shape)
+        # Of every part tokens per ms, as expected and if all levels were accepted, beside those of
+        # plain decoding, and the plain cycles that are lost if nothing is accepted.
+        self._rates, self._most, self._losses = (np.zeros(self.grid.shape) for _ in range(3))
+        self._off = 0.0
         # Per row the tokens that drafts brought.
         self._leads: list[int] = []
         self._news: list[_Draft] = []
@@ -144,11 +147,12 @@ class Controller(Policy):
         self._decide()
         plain, cost, place = self._plain_ms, self._cost(), self._choice or self._best
         part, draft = self._plans[place], float(self._draft_ms()[place])
-        tokens = 1 + float(self._acceptance.gains()[place]) / self._acceptance.num_rows
+        gain = float(self._acceptance.gains()[place]) / self._acceptance.num_rows
+        worth = 1 + self._size.progress.share * gain
         reasons = (
             f"verify costs {(cost[place] - draft) / plain:.2f} at {part.num_nodes + 1} rows, "
-            f"drafting {draft / plain:.2f}, for {tokens:.2f} tokens a cycle: "
-            f"{tokens * plain / cost[place]:.2f} x plain"
+            f"drafting {draft / plain:.2f}, for {1 + gain:.2f} tokens a cycle: "
+            f"{worth * plain / cost[place]:.2f} x plain"
         )
         what = f"budget {part.budget}, depth {part.depth}, width {part.width}"
         off = f"off in {self._num_off} of {self._num_cycles} cycles"
@@ -162,8 +166,9 @@ class Controller(Policy):
         self._is_stale = False
         self._size = self._size_here()
         num_rows, cost, plain = self._acceptance.num_rows, self._cost(), self._plain_ms
-        tokens = num_rows + self._acceptance.gains()
+        tokens = num_rows + self._size.progress.share * self._acceptance.gains()
         self._rates, self._off = rates, off = tokens / cost, num_rows / plain
+        self._most = num_rows * (1 + self._levels) / cost
         self._losses = cost / plain - 1
         self._best = self._argmax(rates)
         best = float(rates[self._best])
@@ -179,10 +184,11 @@ class Controller(Policy):
         self._left -= 1
         if self._size.plain.count < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY:
             return None
-        wanted, most = self._choice, self._size.account.stake(float(self._losses.min()))
+        promising = self._losses[self._rates > self._off]
+        wanted, most = self._choice, self._size.account.stake(float(promising.min(initial=1e9)))
         if self._left <= 0:
             other = self._best if wanted is None else self._other(wanted)
-            if self._losses[other] <= most:
+            if other is not None and self._losses[other] <= most:
                 self._left = self._wait = min(2 * self._wait, WAITS[1])
                 self._num_probes += 1
                 return other
@@ -197,11 +203,13 @@ class Controller(Policy):
         depth, budget = np.unravel_index(int(rates.argmax()), rates.shape)
         return int(depth), int(budget)
 
-    def _other(self, choice: Choice) -> Choice:
-        """What is not done at present: mostly one level and twice the nodes, else the whole."""
+    def _other(self, choice: Choice) -> Choice | None:
+        """What is not done at present: mostly one level and twice the nodes, else the whole; only
+        what would be better if all its levels were accepted."""
         depth, budget = choice
         more = min(depth + 1, self._whole[0]), min(budget + 1, self._whole[1])
-        return more if self._num_probes % 3 else self._whole
+        tried = (more,) if self._num_probes % 3 else (self._whole, more)
+        return next((part for part in tried if self._most[part] > self._rates[choice]), None)
 
     # -- what is expected ---------------------------------------------------------------------
 
@@ -213,7 +221,8 @@ class Controller(Policy):
         return cost
 
     def _draft_ms(self) -> Array:
-        draft: Array = self._size.of(self._size.drafting) * self._sheet.draft
+        made = (self._survival.shares() * self._sheet.levels).cumsum(0)
+        draft: Array = self._size.of(self._size.drafting) * made
         return draft
 
     @property
@@ -241,46 +250,51 @@ class Controller(Policy):
             draft = self._costs.draft(batch, depths, widths.astype(np.float64))
             alone, together = float(self._costs.verify(1, nodes)[0][1]), float(verify[1])
             row = (together - alone) / (batch - 1) if batch > 1 else 0.0
-            self._sheets[batch] = _Sheet(verify, slope, draft, 1 - batch * row / together)
+            levels = np.diff(draft, axis=0, prepend=0.0)
+            self._sheets[batch] = _Sheet(verify, slope, levels, 1 - batch * row / together)
         return self._sheets[batch]
 
     def _size_here(self) -> Size:
-        """Those of batches between two powers of two; at first plain decoding has the last pace."""
-        num_rows = self._acceptance.num_rows
-        size = num_rows.bit_length()
+        """Those of batches between two powers of two; at first at the last pace."""
+        size = self._acceptance.num_rows.bit_length()
         if size not in self._sizes:
-            last = self._size.plain.value if self._sizes else 1.0
-            self._sizes[size] = Size(Pace(last), Account(num_rows))
+            self._sizes[size] = Size(Pace(self._size.plain.value if self._sizes else 1.0))
         return self._sizes[size]
 
     # -- learning -----------------------------------------------------------------------------
 
     def _learn_draft(self, place: Choice, tree: TokenTree, verdict: Verdict, times: Times) -> None:
         size, last = self._size, min(place[0] + 1, max(self._caps))
-        draft = float(self._sheet.draft[last - 1, place[1]])
+        made = max(1, min(tree.num_levels, last))
+        draft = float(self._sheet.levels[:made, place[1]].sum())
         rest = float(self._measured_ms(tree.num_nodes))
-        most = BELIEVED * (size.of(size.drafting) * draft + size.of(size.drafted) * rest)
-        taken = min(times.draft_ms + times.rest_ms, most) / self._plain_ms
-        saved = self._worth(verdict.paths) - taken
+        expected = size.of(size.drafting) * draft
+        most = BELIEVED * (expected + size.of(size.drafted) * rest)
+        # After cycles without a draft it had to catch up first, which is not for this draft only.
+        bound = 2.0 if self._since_plain else 1.0
+        own = min(times.draft_ms, bound * expected)
+        worth = self._worth(verdict.paths)
+        saved = worth - min(own + times.rest_ms, most) / self._plain_ms
         size.account.book(saved)
         if self._choice is None and saved > 0:
             self._wait, self._left = WAITS[0], 1
-        # After cycles without a draft it had to catch up first, and took no less than it needs.
-        size.drafting.learn(times.draft_ms, draft, 1.0 if self._since_plain == 0 else 2.0)
+        size.drafting.learn(own, draft)
         size.drafted.learn(times.rest_ms, rest)
         filled = (tree.num_nodes - 1) / self._nodes[last - 1, place[1]]
         self._fill += PACE_WEIGHT * (filled - self._fill)
+        self._survival.count(place, last, made)
         depths = [min(last, cap) for cap in self._caps]
         self._news.append(_Draft(tree, verdict.paths, place, depths, last))
 
     def _worth(self, paths: list[list[int]]) -> float:
         """Plain cycles that would have brought the tokens of ``paths``. A cycle of fewer rows costs
         less, but not in proportion: that a batch is done sooner, its slowest row must be."""
-        before = min(self._leads)
+        before, progress = min(self._leads), self._size.progress
         self._leads = [lead + len(path) for lead, path in zip(self._leads, paths, strict=True)]
-        mean = sum(map(len, paths)) / len(paths)
+        mean, slowest = sum(map(len, paths)) / len(paths), min(self._leads) - before
         shared = self._sheet.shared
-        return shared * (min(self._leads) - before) + (1 - shared) * mean
+        progress.learn(mean - 1, shared * (slowest - 1) + (1 - shared) * (mean - 1))
+        return 1 + progress.share * (mean - 1)
 
     def _count(self) -> None:
         """Several drafts at a time, as little else of a cycle needs numbers of the device."""

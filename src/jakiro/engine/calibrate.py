@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jakiro.drafters.base import Drafter, DraftRequest
 from jakiro.engine.costs import Costs
 from jakiro.engine.engine import Engine
-from jakiro.engine.policy import DraftLimits, Fixed
+from jakiro.engine.policy import DraftLimits, Fixed, Times
 from jakiro.engine.request import Request
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.output import TargetOutput
@@ -55,12 +57,16 @@ class _Chains(Drafter):
 
 
 class _Forced(Fixed):
-    """Whatever plan it is told."""
+    """Whatever plan it is told; ``num_levels``: how many its last draft had."""
 
     now: TreePlan
+    num_levels = 0
 
     def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
         return DraftLimits(self.now, caps)
+
+    def learn(self, tree: TokenTree, verdict: Verdict, times: Times) -> None:
+        self.num_levels = tree.num_levels
 
 
 class _Bench:
@@ -125,10 +131,7 @@ def measure(
     verify, draft = [], []
     for batch in batches:
         verify.append(_least(_verifier(target, drafter, nodes[-1], batch, context), nodes, share))
-        places = [plan.limited(d, w, plan.budget) for d in depths for w in widths]
-        flat = _draft(target, drafter, plan, places, batch, context, share)
-        size = len(widths)
-        draft.append(tuple(tuple(flat[i : i + size]) for i in range(0, len(flat), size)))
+        draft.append(_draft(target, drafter, plan, (depths, widths), batch, context, share))
     return Costs(
         batches=tuple(batches),
         nodes=tuple(nodes),
@@ -171,22 +174,48 @@ def _draft(
     target: Target,
     drafter: Drafter,
     plan: TreePlan,
-    parts: Sequence[TreePlan],
+    axes: tuple[Sequence[int], Sequence[int]],
     batch: int,
     context: int,
     seconds: float,
-) -> list[float]:
-    """Drafting, per part of the plan."""
+) -> tuple[tuple[float, ...], ...]:
+    """Drafting, [depths, widths] of ``axes``, if all levels are made. Where no draft had as many,
+    each further one costs what those before did on average."""
     bench = _Bench(target, drafter, plan, batch, context)
+    # Whether a text goes on is not what is asked here.
+    whole = replace(plan, reach=0.0)
+    places = [whole.limited(depth, width, plan.budget) for width in axes[1] for depth in axes[0]]
+    made = [0] * len(places)
 
-    def of(part: int) -> float:
-        bench.policy.now = parts[part]
-        return bench.cycle()[0]
+    def of(place: int) -> float:
+        bench.policy.now = places[place]
+        taken = bench.cycle()[0]
+        made[place] = max(made[place], bench.policy.num_levels)
+        return taken
 
     try:
-        return _least(of, range(len(parts)), seconds)
+        least = _least(of, range(len(places)), seconds)
     finally:
         bench.close()
+    size = len(axes[0])
+    curves = [
+        _curve(made[i : i + size], least[i : i + size], axes[0])
+        for i in range(0, len(places), size)
+    ]
+    return tuple(zip(*curves, strict=True))
+
+
+def _curve(made: Sequence[int], taken: Sequence[float], depths: Sequence[int]) -> list[float]:
+    """Milliseconds at ``depths``, from those ``taken`` by drafts that had ``made`` so many
+    levels."""
+    least: dict[int, float] = {}
+    for levels, ms in sorted(zip(made, taken, strict=True)):
+        least[max(1, levels)] = min(ms, least.get(max(1, levels), math.inf))
+    known, times = list(least), list(least.values())
+    rise = max(0.0, times[-1] - times[0]) / max(1, known[-1] - known[0])
+    beyond = [rise * max(0, depth - known[-1]) for depth in depths]
+    inner = np.interp(depths, known, times)
+    return [float(ms + more) for ms, more in zip(inner, beyond, strict=True)]
 
 
 def _slope(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-COSTS_VERSION = 3
+COSTS_VERSION = 4
 """Rises when a cycle has other costs than before, so that kept ones are taken again."""
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ class Costs:
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     draft_ms: tuple[tuple[tuple[float, ...], ...], ...]
-    """[batches, depths, widths]."""
+    """[batches, depths, widths], of drafts that have all these levels."""
 
     def __post_init__(self) -> None:
         batches, shape = len(self.batches), (len(self.depths), len(self.widths))
@@ -57,7 +57,7 @@ class Costs:
         return _between(batch, self.batches, curves), batch * slope
 
     def draft(self, batch: int, depths: Array, widths: Array) -> Array:
-        """Milliseconds of drafting [depths, widths]."""
+        """Milliseconds of drafts that have so many levels [depths, widths]."""
         sheets = []
         for measured in self.draft_ms:
             wide = np.stack([along(widths, self.widths, row) for row in measured])

@@ -8,6 +8,10 @@ from jakiro.engine.account import Account
 
 PACE_WEIGHT = 0.08
 """Of the newest cycle in the averages of time."""
+PROGRESS_MEMORY = 0.95
+"""What is left of earlier drafts after a further one."""
+PROGRESS_PRIOR = 4.0
+"""How many tokens the guess is worth that all rows progress alike."""
 
 
 @dataclass(slots=True)
@@ -26,14 +30,34 @@ class Pace:
 
 
 @dataclass(slots=True)
+class Progress:
+    """Of the tokens that drafts bring a row on average, what brings the batch as a whole nearer to
+    its end. Rows take turns in being the slowest: over a few drafts that is far less than it will
+    be over many, so what is known at first is worth little."""
+
+    average: float = PROGRESS_PRIOR
+    whole: float = PROGRESS_PRIOR
+
+    @property
+    def share(self) -> float:
+        return self.whole / self.average
+
+    def learn(self, average: float, whole: float) -> None:
+        """What one draft brought, in tokens."""
+        self.average = PROGRESS_MEMORY * self.average + average
+        self.whole = PROGRESS_MEMORY * self.whole + whole
+
+
+@dataclass(slots=True)
 class Size:
     """What was learnt with batches of about one size, and what drafts saved there. A draft that was
     not made yet is as fast or slow as others."""
 
     plain: Pace
-    account: Account
+    account: Account = field(default_factory=Account)
     drafted: Pace = field(default_factory=Pace)
     drafting: Pace = field(default_factory=Pace)
+    progress: Progress = field(default_factory=Progress)
 
     def of(self, pace: Pace) -> float:
         return pace.value if pace.count else self.plain.value

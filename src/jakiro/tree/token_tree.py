@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -94,6 +95,12 @@ class TokenTree:
     def listed(self) -> Listed:
         """On the host, in one transfer."""
         return Listed(*torch.stack([self.tokens, self.parents, self.valid, self.depth]).tolist())
+
+    @cached_property
+    def num_levels(self) -> int:
+        """Of the deepest node of any row; padding does not count."""
+        rows = zip(self.listed.depth, self.listed.valid, strict=True)
+        return max(max(compress(depth, valid)) for depth, valid in rows)
 
     @property
     def is_chain(self) -> bool:
