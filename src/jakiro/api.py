@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jakiro.drafters.base import Drafter
+from jakiro.drafters.none import NoDrafter
 from jakiro.engine.budget import Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import COSTS_VERSION, Costs
@@ -134,7 +135,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     if compile:
         wrapped.compile("inductor")
         made.compile("inductor")
-    policy = _controller(wrapped, made, plan, max_batch_size, repr(law)) if is_auto else Fixed
+    policy: Callable[[TreePlan], Policy] = Fixed
+    if is_auto and not isinstance(made, NoDrafter):
+        policy = _controller(wrapped, made, plan, max_batch_size, repr(law))
     return Engine(
         wrapped,
         made,

@@ -62,3 +62,6 @@ def test_a_machine_is_measured_once_and_again_if_the_file_is_broken(
     assert len(calls) == 4
     with pytest.raises(ConfigError, match="cannot read the tree"):
         jakiro.load(model, "prompt_lookup", tree="auto:5")
+    # Where nothing is drafted, there is nothing to choose.
+    assert "fixed" in jakiro.load(model, "none", tree="auto").policy.explain()
+    assert len(calls) == 4

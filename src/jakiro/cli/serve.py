@@ -13,7 +13,7 @@ from jakiro.cli import options
 def serve(
     target: options.TargetOption = "pico",
     drafter: options.DrafterOption = None,
-    tree: options.TreeOption = None,
+    tree: options.TreeOption = "auto",
     rule: options.RuleOption = "match",
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
