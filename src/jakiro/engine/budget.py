@@ -25,6 +25,9 @@ from jakiro.tree.verdict import Verdict
 
 HYSTERESIS = 1.02
 """How much better another choice must look."""
+WHOLE = 1.05
+"""How much better a part must look than the whole: a drafter's own tree was chosen by what it
+brings and may end by itself, and is right more often than what a hundred cycles seem to say."""
 DECIDE_EVERY = 4
 """Drafts, which are counted then."""
 WAITS = (8, 96)
@@ -161,7 +164,7 @@ class Controller(Policy):
     # -- choosing -----------------------------------------------------------------------------
 
     def _decide(self) -> None:
-        """Take what promises most; what is done now stays unless it is clearly worse."""
+        """Take what promises most; the whole, and what is done now, unless clearly worse."""
         self._count()
         self._is_stale = False
         self._size = self._size_here()
@@ -171,6 +174,9 @@ class Controller(Policy):
         self._most = num_rows * (1 + self._levels) / cost
         self._losses = cost / plain - 1
         self._best = self._argmax(rates)
+        if WHOLE * rates[self._whole] > rates[self._best]:
+            self._best = self._whole
+            self._choice = self._choice and self._whole
         best = float(rates[self._best])
         now = off if self._choice is None else float(rates[self._choice])
         if max(off, best) > HYSTERESIS * now:
