@@ -25,7 +25,7 @@ from jakiro.tree.verdict import Verdict
 
 HYSTERESIS = 1.02
 """How much better another choice must look."""
-WHOLE = 1.05
+WHOLE = 1.1
 """How much better a part must look than the whole: a drafter's own tree was chosen by what it
 brings and may end by itself, and is right more often than what a hundred cycles seem to say."""
 DECIDE_EVERY = 4
