@@ -14,7 +14,7 @@ import torch
 from jakiro.drafters.base import DraftRequest
 from jakiro.engine.acceptance import Acceptance, Grid, needed
 from jakiro.engine.account import SHARE, Account
-from jakiro.engine.budget import PLAIN_FIRST, WAITS, Controller
+from jakiro.engine.budget import FRESH, PLAIN_FIRST, WAITS, Controller
 from jakiro.engine.calibrate import _curve, measure
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import Times
@@ -220,6 +220,17 @@ def test_the_whole_is_drafted_unless_a_part_is_clearly_better(alpha: float, is_w
     machine.run(900, lambda _: alpha)
     late = [0 if plan is None else plan.depth for plan in machine.plans[300:]]
     assert (late.count(CHAIN.depth) > len(late) / 2) == is_whole
+
+
+def test_a_new_text_begins_with_the_whole() -> None:
+    """All before wanted two levels; the next one is asked for all eight first."""
+    machine = Machine(CHAIN, costs(node_ms=0.1, level_ms=0.8))
+    machine.run(500, lambda _: 0.5)
+    assert np.median([plan.depth for plan in machine.plans[-100:] if plan]) <= 3
+    machine.controller.keep([])
+    machine.controller.begin()
+    machine.run(FRESH, lambda _: 0.5)
+    assert [plan and plan.depth for plan in machine.plans[-FRESH:]] == [CHAIN.depth] * FRESH
 
 
 def test_nothing_is_tried_that_cannot_pay() -> None:

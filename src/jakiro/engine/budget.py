@@ -28,6 +28,9 @@ HYSTERESIS = 1.02
 WHOLE = 1.1
 """How much better a part must look than the whole: a drafter's own tree was chosen by what it
 brings and may end by itself, and is right more often than what a hundred cycles seem to say."""
+FRESH = 4
+"""Drafts of the whole that a text begins with, whatever looked best in others: a draft says how
+good its own parts would have been, and nothing of what it is a part of."""
 DECIDE_EVERY = 4
 """Drafts, which are counted then."""
 WAITS = (8, 96)
@@ -104,6 +107,8 @@ class Controller(Policy):
         self._news: list[_Draft] = []
         self._is_stale = True
         self._wait = self._left = WAITS[0]
+        # Drafts of the whole that are left to be made of a new text.
+        self._fresh = 0
         self._num_cycles = self._num_off = self._num_idle = self._num_probes = 0
         self._since_plain = 0
 
@@ -111,6 +116,8 @@ class Controller(Policy):
 
     def begin(self) -> None:
         self._count()
+        if not self._leads:
+            self._fresh = FRESH
         self._acceptance.begin()
         self._leads.append(min(self._leads, default=0))
         if self._choice is None:  # it may be of another kind than those before
@@ -192,6 +199,9 @@ class Controller(Policy):
             return None
         promising = self._losses[self._rates > self._off]
         wanted, most = self._choice, self._size.account.stake(float(promising.min(initial=1e9)))
+        if self._fresh and wanted is not None and self._losses[self._whole] <= most:
+            self._fresh -= 1
+            return self._whole
         if self._left <= 0:
             other = self._best if wanted is None else self._other(wanted)
             if other is not None and self._losses[other] <= most:
