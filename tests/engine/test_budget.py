@@ -173,9 +173,9 @@ def test_it_drafts_as_deep_as_pays(alpha: float, num_rows: int, pace: float) -> 
 
 
 def test_a_node_is_there_while_its_gain_exceeds_its_cost() -> None:
-    """Ranks of 0.4, 0.2, 0.1 .. at 0.5 ms a node: at about 1.7 tokens per 12 ms a node must bring
-    0.07, which the fourth does not."""
-    machine = Machine(FAN, costs(node_ms=0.5, level_ms=0.1))
+    """Ranks of 0.4, 0.2, 0.1 .. of two rows at 1 ms a node: at about 3.2 tokens per 12 ms a node
+    must bring 0.13 a row, which the third does not."""
+    machine = Machine(FAN, costs(node_ms=0.5, level_ms=0.1), num_rows=2)
     machine.run(1200, lambda rank: 0.4 / 2**rank)
     late = [0 if plan is None else plan.budget for plan in machine.plans[400:]]
     assert 2 <= np.median(late) <= 4

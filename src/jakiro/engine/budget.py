@@ -25,9 +25,10 @@ from jakiro.tree.verdict import Verdict
 
 HYSTERESIS = 1.02
 """How much better another choice must look."""
-WHOLE = 1.1
-"""How much better a part must look than the whole: a drafter's own tree was chosen by what it
-brings and may end by itself, and is right more often than what a hundred cycles seem to say."""
+WHOLE = 1.25
+"""How much better than the whole a part must look to be drafted alone: a drafter's own tree was
+chosen for one row and may end by itself, and is right more often than what a hundred cycles seem to
+say."""
 FRESH = 4
 """Drafts of the whole that a text begins with, whatever looked best in others: a draft says how
 good its own parts would have been, and nothing of what it is a part of."""
@@ -181,7 +182,7 @@ class Controller(Policy):
         self._most = num_rows * (1 + self._levels) / cost
         self._losses = cost / plain - 1
         self._best = self._argmax(rates)
-        if WHOLE * rates[self._whole] > rates[self._best]:
+        if num_rows == 1 and WHOLE * rates[self._whole] > rates[self._best]:
             self._best = self._whole
             self._choice = self._choice and self._whole
         best = float(rates[self._best])
