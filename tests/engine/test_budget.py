@@ -233,6 +233,33 @@ def test_a_new_text_begins_with_the_whole() -> None:
     assert [plan and plan.depth for plan in machine.plans[-FRESH:]] == [CHAIN.depth] * FRESH
 
 
+def test_a_batch_does_not_begin_with_the_whole() -> None:
+    """Rich from texts in which two levels paid, eight rows go on with few."""
+    machine = Machine(CHAIN, costs(node_ms=0.2, level_ms=1.5), num_rows=8)
+    machine.run(400, lambda _: 0.6)
+    before = [plan.depth for plan in machine.plans[-100:] if plan]
+    assert np.median(before) <= 4
+    machine.controller.keep([])
+    for _ in range(8):
+        machine.controller.begin()
+    machine.run(FRESH, lambda _: 0.6)
+    assert [plan.depth for plan in machine.plans[-FRESH:] if plan].count(CHAIN.depth) <= 1
+
+
+def test_where_nothing_should_pay_a_trial_stakes_a_third() -> None:
+    """The whole is due to be tried and would lose 0.8 plain cycles: not with 1.5 on the account."""
+    machine = Machine(CHAIN, costs(node_ms=0.1, level_ms=0.2))
+    machine.run(PLAIN_FIRST, lambda _: 0.0)
+    controller, tried = machine.controller, []
+    controller._rates = np.full(controller.grid.shape, 0.5 * controller._off)
+    controller._losses = 0.1 * np.arange(1.0, 9.0)[:, None]
+    for balance in (1.5, 2.5):
+        controller._choice, controller._best, controller._left = None, controller._whole, 0
+        controller._size.account.balance = balance
+        tried.append(controller._next())
+    assert tried == [None, controller._whole]
+
+
 def test_nothing_is_tried_that_cannot_pay() -> None:
     """Of a level one node at most is accepted, so at 2 ms a node four of them would be slower than
     the one that is drafted, whatever their chances."""

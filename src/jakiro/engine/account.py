@@ -25,7 +25,8 @@ class Account:
 
     def stake(self, least: float) -> float:
         """How much a draft may lose if nothing of it is accepted, where the smallest one that
-        should pay loses ``least``: that one is made as long as the balance covers it."""
+        should pay, or the smallest if none should, loses ``least``: that one is made as long as
+        the balance covers it."""
         return max(STAKE * self.balance, min(self.balance, least))
 
     def book(self, saved: float) -> None:

@@ -30,8 +30,8 @@ WHOLE = 1.25
 chosen for one row and may end by itself, and is right more often than what a hundred cycles seem to
 say."""
 FRESH = 4
-"""Drafts of the whole that a text begins with, whatever looked best in others: a draft says how
-good its own parts would have been, and nothing of what it is a part of."""
+"""Drafts of the whole that a text begins with alone, whatever looked best in others: a draft says
+how good its own parts would have been, and nothing of what it is a part of."""
 DECIDE_EVERY = 4
 """Drafts, which are counted then."""
 WAITS = (8, 96)
@@ -198,9 +198,11 @@ class Controller(Policy):
         self._left -= 1
         if self._size.plain.count < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY:
             return None
-        promising = self._losses[self._rates > self._off]
-        wanted, most = self._choice, self._size.account.stake(float(promising.min(initial=1e9)))
-        if self._fresh and wanted is not None and self._losses[self._whole] <= most:
+        pays = self._rates > self._off
+        least = float(self._losses[pays].min() if pays.any() else self._losses.min())
+        wanted, most = self._choice, self._size.account.stake(least)
+        is_fresh = self._fresh and self._acceptance.num_rows == 1
+        if is_fresh and wanted is not None and self._losses[self._whole] <= most:
             self._fresh -= 1
             return self._whole
         if self._left <= 0:
