@@ -147,8 +147,9 @@ def test_a_truncated_target(run: Run, copy: Path, kept: int) -> None:
         ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
         ({"intermediate_size": 56}, "model.layers.0.mlp.down_proj.weight has shape [32, 48]"),
         ({"model_type": "nobody"}, "cannot load a causal language model"),
+        ({"layer_types": ["full_attention"]}, "cannot load a causal language model"),
     ],
-    ids=["a layer more", "a wider layer", "no such family"],
+    ids=["a layer more", "a wider layer", "no such family", "a config at odds with itself"],
 )
 def test_a_target_whose_weights_do_not_fit_its_config(
     run: Run, copy: Path, change: dict[str, Any], message: str
@@ -159,10 +160,14 @@ def test_a_target_whose_weights_do_not_fit_its_config(
 
 
 def test_a_target_without_a_tokenizer(run: Run, copy: Path) -> None:
+    """Of some families a tokenizer comes out all the same, one that knows no text."""
     for path in copy.glob("tokenizer*"):
         path.unlink()
     result = run("generate", "w1", "--target", str(copy))
     assert_error(result, FAILURE, "cannot load the tokenizer", str(copy))
+    (copy / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    result = run("generate", "w1", "--target", str(copy))
+    assert_error(result, FAILURE, "there is no tokenizer in", str(copy))
 
 
 # -- prompts and settings --------------------------------------------------------------------------

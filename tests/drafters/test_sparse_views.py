@@ -178,11 +178,19 @@ def test_labels_follow_rows_that_join_and_leave() -> None:
         (lambda: DoubleSparsity(world.target("llama"), labels=torch.zeros(1, 2, 3)), "labels must"),
         (lambda: DoubleSparsity(Target(chain_only())), "gpt_neo.*no masks"),
         (lambda: DuoAttention(eager()), "attends by code of its own"),
+        (lambda: DoubleSparsity(latent()), "deepseek_v3.*keeps no keys in its cache"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Callable[[], object], reason: str) -> None:
     with pytest.raises((ConfigError, TargetRefused), match=reason):
         make()
+
+
+def latent() -> Target:
+    """Its cache holds what the keys of all heads are made from."""
+    sizes = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
+    dense = {"v_head_dim": 8, "first_k_dense_replace": 2, "num_key_value_heads": 4}
+    return Target(llama_like("DeepseekV3", **sizes, **dense)())
 
 
 def eager() -> Target:

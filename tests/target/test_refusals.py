@@ -104,6 +104,14 @@ def test_refused_by_name(name: str) -> None:
         Target(make())
 
 
+def test_weights_that_are_no_numbers_are_told_from_a_strange_attention() -> None:
+    model = build(hf.LlamaForCausalLM, hf.LlamaConfig(**LLAMA))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(TargetRefused, match=r"\(llama\) gives logits that are NaN.* in float64"):
+        Target(model)
+
+
 def test_a_part_in_training_mode_is_named() -> None:
     model = FAMILIES["llama"]()
     model.model.layers[1].mlp.train()

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
 from jakiro.cache.kv_cache import KVCache
@@ -14,7 +15,7 @@ from jakiro.target.target import Target
 from jakiro.target.view import Gates, View
 from jakiro.tree.token_tree import TokenTree
 from tests.conformance import world
-from tests.families import FAMILIES, llama_like
+from tests.families import FAMILIES, build, llama_like
 
 IDS = [5, 9, 33, 7, 21, 40, 8, 2, 17, 28, 51, 3]
 
@@ -73,6 +74,29 @@ def test_closing_both_parts_of_a_layer_closes_it_and_one_part_only_that() -> Non
         muted.model.layers[2].self_attn.o_proj.weight.zero_()
         torch.testing.assert_close(results[3], muted(torch.tensor([IDS])).logits[0])
     assert not torch.allclose(results[1], results[3])
+
+
+def test_closed_parts_answer_in_the_form_of_the_family() -> None:
+    """Layers of GPT-J answer with tuples, and so does the MLP of GPT-OSS."""
+    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80}
+    gptj = build(hf.GPTJForCausalLM, hf.GPTJConfig(**sizes, rotary_dim=4))
+    gates = Gates(Target(gptj))
+    gates.close_layers({1})
+    del gptj.transformer.h[1]
+    gptj.config.n_layer = 1
+    with torch.no_grad():
+        expected = gptj(torch.tensor([IDS])).logits[0]
+    torch.testing.assert_close(logits_of(gates.view, IDS), expected, atol=1e-9, rtol=0)
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    oss = llama_like("GptOss", **experts)()
+    gates = Gates(Target(oss))
+    gates.close({gates.layers[1][1]})
+    muted = deepcopy(oss)
+    with torch.no_grad():
+        muted.model.layers[1].mlp.experts.down_proj.zero_()
+        muted.model.layers[1].mlp.experts.down_proj_bias.zero_()
+        expected = muted(torch.tensor([IDS])).logits[0]
+    torch.testing.assert_close(logits_of(gates.view, IDS), expected, atol=1e-9, rtol=0)
 
 
 def test_what_a_view_writes_is_gone_after_the_verification() -> None:

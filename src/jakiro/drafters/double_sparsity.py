@@ -52,6 +52,7 @@ class DoubleSparsity(Reader):
         self._num_tokens = max(LEAST_TOKENS, round(share * target.context_length))
         self._channels = channels
         self._view = SelectiveView(target, self._attend)
+        self._view.check_keys()
         super().__init__(self._view)
         self._labels: Labels | None = None
         if labels is not None:

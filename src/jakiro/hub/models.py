@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -43,7 +43,9 @@ def load_model(
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (
+        OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"cannot load a causal language model from {str(location)!r}: {first_line(error)}. "
             "Give a directory with config.json and weights, or a hub name"
@@ -61,13 +63,16 @@ def load_model(
 
 def load_tokenizer(location: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model. Raises ``CheckpointError``."""
+    advice = "Save one beside the weights, or give load(tokenizer=...)"
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"cannot load the tokenizer of {str(location)!r}: {first_line(error)}. Save one "
-            "beside the weights, or give load(tokenizer=...)"
+            f"cannot load the tokenizer of {str(location)!r}: {first_line(error)}. {advice}"
         ) from error
+    # Where its files are missing, many families make one that knows no text.
+    if found.get_vocab().keys() <= set(found.all_special_tokens):
+        raise CheckpointError(f"there is no tokenizer in {str(location)!r}. {advice}")
     return found
 
 
@@ -153,8 +158,11 @@ def check_vocabularies(other: tuple[int, object], target: tuple[int, object], wh
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says first; more lines are advice about other things. Where a
-    name can be none of the hub, what is meant by it: a place that is not there."""
+    name can be none of the hub, what is meant by it: a place that is not there. Where a config is
+    refused, why."""
     if isinstance(error.__cause__, HFValidationError):
         return "there is no such directory"
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -71,11 +71,32 @@ def probe(target: Target) -> tuple[Route, str | None]:
             if error <= _tolerance(target):
                 return route, problem
             failures.append(f"{route}: the logits are off by {error:.2g} of their spread")
+    who = f"{type(target.model).__name__} ({target.config.model_type})"
+    if not _says_numbers(target):
+        raise TargetRefused(
+            f"{who} gives logits that are NaN or infinite in {str(target.dtype)[6:]}. Its weights "
+            "are damaged, or its states too large for this type: copy or save the model again, or "
+            "load it with dtype='float32' or 'bfloat16'"
+        )
     raise TargetRefused(
-        f"{type(target.model).__name__} ({target.config.model_type}) does not give the same logits "
-        f"for drafted tokens as for text in order ({'; '.join(failures)}). Its attention or its "
-        "state is of a kind this package cannot drive losslessly; use another model"
+        f"{who} does not give the same logits for drafted tokens as for text in order "
+        f"({'; '.join(failures)}). Its attention or its state is of a kind this package cannot "
+        "drive losslessly; use another model"
     )
+
+
+@torch.no_grad()
+def _says_numbers(target: Target) -> bool:
+    """Whether the logits of a plain text are finite, or cannot be had."""
+    tokens = torch.arange(_SHORT, device=target.device)[None] % target.vocab_size
+    where = torch.arange(_SHORT, device=target.device)[None]
+    try:
+        logits = target.forward(tokens, where, None).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # what it fails with has been told per route
+        return True
+    return bool(logits.isfinite().all())
 
 
 @torch.no_grad()

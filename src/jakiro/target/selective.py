@@ -98,6 +98,19 @@ class SelectiveView(View):
         finally:
             self._is_selecting = False
 
+    def check_keys(self) -> None:
+        """Raise ``TargetRefused`` unless the cache holds the keys that layers attend to."""
+        cache, ids = self.new_cache(), [0, 0]
+        row = cache.admit()
+        self.prefill(ids, cache, row)
+        asked = self.observe(ids, cache, row)
+        pairs = zip(cache.content(row), asked, strict=True)
+        if not all(torch.equal(held[0], one.keys[0, :, : len(ids)]) for held, one in pairs):
+            raise TargetRefused(
+                f"{name_of(self)} keeps no keys in its cache but what they are made of, so none "
+                "can be looked up there; use another drafter, for example sparse_kv"
+            )
+
     def observe(self, ids: list[int], cache: KVCache, row: int) -> list[Asked]:
         """What every layer is asked when the last committed tokens ``ids`` of ``row`` are run again
         as the target runs them: T queries over the whole text. Keys and values are views of the

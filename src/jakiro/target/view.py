@@ -98,12 +98,11 @@ class Gates:
         names = layer_names(target)
         self.layers = layer_parts(target)
         self._closed: frozenset[str] = frozenset()
+        self._tuples: dict[str, int] = {}
         changes = {name: self._gate(name, lambda hidden: hidden) for name in names}
         for parts in self.layers:
             if len(parts) == 2:
-                attention, mlp = parts
-                changes[attention] = self._gate(attention, lambda x: (torch.zeros_like(x), None))
-                changes[mlp] = self._gate(mlp, torch.zeros_like)
+                changes |= {part: self._gate(part, torch.zeros_like) for part in parts}
         self._names = names
         self.view = View(target, changes | dict(more or {}))
 
@@ -116,16 +115,22 @@ class Gates:
         """Close exactly the whole layers of those numbers."""
         self.close({part for layer in layers for part in self.layers[layer]})
 
-    def _gate(self, name: str, skipped: Callable[[Tensor], Any]) -> Callable[[nn.Module], None]:
-        """A change that makes a module answer ``skipped`` of its input while it is closed."""
+    def _gate(self, name: str, skipped: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
+        """A change that makes a module answer ``skipped`` of its input while it is closed, in the
+        form of its usual answers: a tensor, or a tuple that begins with one."""
 
         def change(module: nn.Module) -> None:
             usual = module.forward
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 if name not in self._closed:
-                    return usual(*args, **kwargs)
-                return skipped(args[0] if args else kwargs["hidden_states"])
+                    answer = usual(*args, **kwargs)
+                    if isinstance(answer, tuple):
+                        self._tuples[name] = len(answer)
+                    return answer
+                hidden = skipped(args[0] if args else kwargs["hidden_states"])
+                others = self._tuples.get(name, 0) - 1
+                return hidden if others < 0 else (hidden, *[None] * others)
 
             module.__dict__["forward"] = forward
 
