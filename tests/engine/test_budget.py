@@ -4,6 +4,7 @@ of the test."""
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,10 +15,11 @@ import torch
 from jakiro.drafters.base import DraftRequest
 from jakiro.engine.acceptance import Acceptance, Grid, needed
 from jakiro.engine.account import SHARE, Account
-from jakiro.engine.budget import FRESH, PLAIN_FIRST, WAITS, Controller
+from jakiro.engine.budget import DECIDE_EVERY, Controller
 from jakiro.engine.calibrate import _curve, measure
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import Times
+from jakiro.engine.trials import FRESH, PLAIN_FIRST, WAITS, Outlook
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -246,18 +248,52 @@ def test_a_batch_does_not_begin_with_the_whole() -> None:
     assert [plan.depth for plan in machine.plans[-FRESH:] if plan].count(CHAIN.depth) <= 1
 
 
-def test_where_nothing_should_pay_a_trial_stakes_a_third() -> None:
-    """The whole is due to be tried and would lose 0.8 plain cycles: not with 1.5 on the account."""
+def test_it_decides_less_often_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts between two decisions: few at first, after the choice has changed and after a row has
+    come or gone; alone twice as many each time that the choice stays."""
     machine = Machine(CHAIN, costs(node_ms=0.1, level_ms=0.2))
-    machine.run(PLAIN_FIRST, lambda _: 0.0)
-    controller, tried = machine.controller, []
-    controller._rates = np.full(controller.grid.shape, 0.5 * controller._off)
-    controller._losses = 0.1 * np.arange(1.0, 9.0)[:, None]
-    for balance in (1.5, 2.5):
-        controller._choice, controller._best, controller._left = None, controller._whole, 0
-        controller._size.account.balance = balance
-        tried.append(controller._next())
-    assert tried == [None, controller._whole]
+    controller, few, many = machine.controller, *DECIDE_EVERY
+    decided: list[tuple[int, bool]] = []
+    decide = controller._decide
+
+    def noted() -> Outlook:
+        before, drafts = controller._choice, sum(plan is not None for plan in machine.plans)
+        outlook = decide()
+        decided.append((drafts, outlook.choice != before))
+        return outlook
+
+    monkeypatch.setattr(controller, "_decide", noted)
+    for rows, change, alpha in (
+        (1, None, 0.95),
+        (1, None, 0.4),
+        (2, controller.begin, 0.4),
+        (1, lambda: controller.keep([1]), 0.4),
+    ):
+        start = len(decided)
+        if change is not None:
+            change()
+            machine.num_rows = rows
+        machine.run(80, _always(alpha))
+        gaps = np.diff([drafts for drafts, _ in decided[start:]]).tolist()
+        expected = few if change is not None or start == 0 else gaps[0]
+        for gap, (_, has_changed) in zip(gaps, decided[start + 1 :], strict=True):
+            assert gap == expected, decided
+            expected = few if has_changed or rows > 1 else min(2 * gap, many)
+        assert max(gaps) == (many if rows == 1 else few)
+    assert sum(has_changed for _, has_changed in decided) >= 2
+
+
+def test_of_drafts_only_what_is_counted_is_kept() -> None:
+    """Their trees hold a law for every expanded node, as wide as the vocabulary."""
+    machine = Machine(CHAIN, costs(node_ms=0.1, level_ms=0.2))
+    machine.run(PLAIN_FIRST + 1, _always(0.9))
+    tree = TokenTree.root_only(torch.tensor([3]))
+    seen = weakref.ref(tree)
+    machine.controller.limits([5], [99])
+    machine.controller.learn(tree, _verdict([[0]]), Times(1.0, 10.0))
+    del tree
+    assert machine.controller._news
+    assert seen() is None
 
 
 def test_nothing_is_tried_that_cannot_pay() -> None:
@@ -385,16 +421,13 @@ def test_the_rates_that_stay_are_those_of_the_rows_that_stay() -> None:
 
 def test_what_accepted_nodes_need() -> None:
     """Nodes 1-3 below the root, 4 and 5 below 2, 6 below 5, 7 no node. By score 2 is the second of
-    all, 5 the third, 3 the fifth."""
-    parents = torch.tensor([[-1, 0, 0, 0, 2, 2, 5, 0]] * 3)
-    valid = torch.tensor([[True] * 7 + [False]] * 3)
-    scores = torch.tensor([[0.0, -1.0, -2.0, -4.0, -3.9, -3.0, -6.0, -0.5]] * 3)
+    all, 5 the third, 3 the fourth, as it was made before 4."""
+    valid = [[1] * 7 + [0]] * 3
+    scores = torch.tensor([[0.0, -1.0, -2.0, -4.0, -4.0, -3.0, -6.0, -0.5]] * 3)
     paths = [[0, 2, 5, 6], [0, 3], [0]]
-    tree = TokenTree(parents, parents, valid, scores)
-    assert needed(tree, paths) == [[2, 3, 6], [5], []]
+    assert needed(scores, valid, paths) == [[2, 3, 6], [4], []]
     # Without scores nodes come in their order.
-    tree = TokenTree(parents, parents, valid)
-    assert needed(tree, paths) == [[2, 5, 6], [3], []]
+    assert needed(None, valid, paths) == [[2, 5, 6], [3], []]
 
 
 def test_few_sizes_are_chosen_among() -> None:

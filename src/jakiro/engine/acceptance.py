@@ -16,9 +16,9 @@ from operator import mul
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from jakiro.tree.shapes import TreePlan
-from jakiro.tree.token_tree import TokenTree
 
 Choice = tuple[int, int]
 """A part of a plan: indices of its depth and budget in the grid."""
@@ -62,32 +62,23 @@ class Grid:
         return self.num_depths, len(self.budgets)
 
 
-def needed(tree: TokenTree, paths: list[list[int]]) -> list[list[int]]:
+def needed(
+    scores: Tensor | None, valid: list[list[int]], paths: list[list[int]]
+) -> list[list[int]]:
     """Per row, of each accepted node of its path: the budget of the smallest tree that holds it and
     those above it.
 
-    Scores rank nodes; without them their order does.
+    ``scores`` [B, N] rank nodes, of equal ones the one made first before the other; without them
+    their order does. The root comes before all, what is not ``valid`` [B][N] behind.
     """
-    return [
-        list(accumulate((_rank(order, node) for node in path[1:]), max))
-        for order, path in zip(_orders(tree), paths, strict=True)
-    ]
-
-
-def _orders(tree: TokenTree) -> list[list[float]]:
-    """[B, N]: the more, the earlier a node is taken; the root before all, padding never."""
-    size = tree.num_nodes
-    scores = [range(0, -size, -1)] * tree.num_rows if tree.scores is None else tree.scores.tolist()
-    return [
-        [math.inf, *(s if v else -math.inf for s, v in zip(row[1:], valid[1:], strict=True))]
-        for row, valid in zip(scores, tree.listed.valid, strict=True)
-    ]
-
-
-def _rank(order: list[float], node: int) -> int:
-    """How many are taken before; of equal nodes the one made first is."""
-    own = order[node]
-    return sum(each > own for each in order) + order[:node].count(own)
+    rows = [range(0, -len(row), -1) for row in valid] if scores is None else scores.tolist()
+    found = []
+    for row, kept, path in zip(rows, valid, paths, strict=True):
+        nodes = zip(row[1:], kept[1:], strict=True)
+        keys = [math.inf, *(score if is_kept else -math.inf for score, is_kept in nodes)]
+        taken = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
+        found.append(list(accumulate(map(taken.index, path[1:]), max)))
+    return found
 
 
 class Acceptance:

@@ -7,9 +7,7 @@ that may have many levels says what each shallower one would have made.
 
 from __future__ import annotations
 
-import numpy as np
-
-from jakiro.engine.acceptance import Array, Choice, Grid
+from jakiro.engine.acceptance import Choice, Grid
 
 MEMORY = 0.98
 """What is left of the counts after a further draft."""
@@ -22,22 +20,35 @@ class Survival:
 
     def __init__(self, grid: Grid) -> None:
         # Drafts that had a level and might have had one more, and those that had; by depth and
-        # budget.
-        self._asked, self._went = np.zeros(grid.shape), np.zeros(grid.shape)
+        # budget, of which there are too few for arrays to be faster.
+        depths, budgets = grid.shape
+        self._asked = [[0.0] * budgets for _ in range(depths)]
+        self._went = [[0.0] * budgets for _ in range(depths)]
+        # What the next draft is worth; older ones are forgotten when somebody asks.
+        self._weight = 1.0
 
     def count(self, part: Choice, most: int, made: int) -> None:
         """A draft of ``part`` had ``made`` of at most ``most`` levels."""
-        self._asked *= MEMORY
-        self._went *= MEMORY
-        self._asked[: min(max(1, made), most - 1), part[1]] += 1
-        self._went[: made - 1 if made else 0, part[1]] += 1
+        self._weight /= MEMORY
+        for asked in self._asked[: min(max(1, made), most - 1)]:
+            asked[part[1]] += self._weight
+        for went in self._went[: made - 1 if made else 0]:
+            went[part[1]] += self._weight
 
-    def shares(self) -> Array:
+    def shares(self) -> list[list[float]]:
         """[depths, budgets]: of drafts that may have so many levels, how many have them. What was
         not seen of a budget is like it is for others, and what was not seen at all like the level
         above; drafts of which nothing is known make all of their levels."""
-        shares, going = np.ones_like(self._asked), 1.0
-        for level, (asked, went) in enumerate(zip(self._asked[:-1], self._went, strict=False)):
-            going = float((went.sum() + PRIOR * going) / (asked.sum() + PRIOR))
-            shares[level + 1] = shares[level] * (went + PRIOR * going) / (asked + PRIOR)
+        self._forget()
+        shares, going = [[1.0] * len(self._asked[0])], 1.0
+        for asked, went in zip(self._asked[:-1], self._went, strict=False):
+            going = (sum(went) + PRIOR * going) / (sum(asked) + PRIOR)
+            guess = PRIOR * going
+            each = zip(shares[-1], asked, went, strict=True)
+            shares.append([share * (w + guess) / (a + PRIOR) for share, a, w in each])
         return shares
+
+    def _forget(self) -> None:
+        for counts in (*self._asked, *self._went):
+            counts[:] = [count / self._weight for count in counts]
+        self._weight = 1.0

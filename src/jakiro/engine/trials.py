@@ -1,0 +1,120 @@
+"""What is done in each cycle: mostly what is expected to be best, and now and then something else,
+as only what is done is seen. An ``account`` says how much may be lost by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from jakiro.engine.acceptance import Array, Choice
+from jakiro.engine.pace import Size
+
+FRESH = 4
+"""Drafts of the whole that a text begins with alone, whatever looked best in others: a draft says
+how good its own parts would have been, and nothing of what it is a part of."""
+WAITS = (8, 96)
+"""Cycles until what is not being done is tried, at first and at most; they double."""
+PLAIN_FIRST, PLAIN_EVERY = 2, 96
+"""Plain cycles before the first draft of a size of batch, and cycles until the next one: all else
+is compared with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of the parts of a plan, [depths, budgets] each."""
+
+    num_rows: int
+    levels: npt.NDArray[np.int64]
+    """That there may be."""
+    rates: Array
+    """Tokens per ms."""
+    cycle_ms: Array
+    plain_ms: float
+    """Of a cycle without a draft."""
+    best: Choice
+    choice: Choice | None
+    """What is done by default. None: plain decoding."""
+    least: float
+    """Plain cycles that are lost if nothing is accepted by the smallest part that should pay, or by
+    the smallest if none should."""
+
+    @property
+    def plain(self) -> float:
+        """Tokens per ms without a draft."""
+        return self.num_rows / self.plain_ms
+
+    def loss(self, part: Choice) -> float:
+        """Plain cycles that are lost if nothing is accepted."""
+        return self.cycle_ms.item(part) / self.plain_ms - 1
+
+    def most(self, part: Choice) -> float:
+        """Tokens per ms if all levels are accepted."""
+        return self.num_rows * (1 + self.levels.item(part)) / self.cycle_ms.item(part)
+
+
+class Trials:
+    """When which part is drafted; the ``whole`` is the last of them."""
+
+    def __init__(self, whole: Choice) -> None:
+        self._whole = whole
+        self._wait = self._left = WAITS[0]
+        # Drafts of the whole that are left to be made of a new text.
+        self._fresh = 0
+        self._num_probes = 0
+        # Cycles with a draft since the last one without.
+        self.num_drafts = 0
+
+    def begin(self, is_first: bool, is_off: bool) -> None:
+        """A text begins: the ``is_first`` of a batch; drafting ``is_off``, for texts that may be of
+        another kind."""
+        if is_first:
+            self._fresh = FRESH
+        if is_off:
+            self._left = min(self._left, WAITS[0])
+
+    def turn(self) -> None:
+        """Drafting begins or ends."""
+        self._wait = self._left = WAITS[0]
+
+    def repeat(self) -> None:
+        """What was tried was better than what is done: the same again at once."""
+        self._wait, self._left = WAITS[0], 1
+
+    def next(self, outlook: Outlook, size: Size) -> Choice | None:
+        """A plain cycle where one is due; else the choice, or something else now and then. Where
+        the account allows no draft of that size, the best one that it allows."""
+        self._left -= 1
+        if size.plain.count < PLAIN_FIRST or self.num_drafts >= PLAIN_EVERY:
+            return None
+        wanted, most = outlook.choice, size.account.stake(outlook.least)
+        is_fresh = self._fresh and outlook.num_rows == 1
+        if is_fresh and wanted is not None and outlook.loss(self._whole) <= most:
+            self._fresh -= 1
+            return self._whole
+        if self._left <= 0:
+            other = outlook.best if wanted is None else self._other(outlook, wanted)
+            if other is not None and outlook.loss(other) <= most:
+                self._left = self._wait = min(2 * self._wait, WAITS[1])
+                self._num_probes += 1
+                return other
+        if wanted is None or outlook.loss(wanted) <= most:
+            return wanted
+        losses = outlook.cycle_ms / outlook.plain_ms - 1
+        rates = np.where(losses <= most, outlook.rates, 0.0)
+        smaller = largest(rates)
+        return smaller if rates[smaller] > outlook.plain else None
+
+    def _other(self, outlook: Outlook, choice: Choice) -> Choice | None:
+        """What is not done at present: mostly one level and twice the nodes, else the whole; only
+        what would be better if all its levels were accepted."""
+        depth, budget = choice
+        more = min(depth + 1, self._whole[0]), min(budget + 1, self._whole[1])
+        tried = (more,) if self._num_probes % 3 else (self._whole, more)
+        return next((part for part in tried if outlook.most(part) > outlook.rates[choice]), None)
+
+
+def largest(rates: Array) -> Choice:
+    """Where the most is."""
+    return divmod(int(rates.argmax()), int(rates.shape[1]))

@@ -1,0 +1,60 @@
+"""What cycles with the parts of a plan cost, on a made-up machine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jakiro.engine.costs import Costs
+from jakiro.engine.pace import Pace, Size
+from jakiro.engine.prices import Prices
+from jakiro.tree.shapes import TreePlan
+
+PLAN = TreePlan("dynamic", depth=4, width=4, budget=8)
+COSTS = Costs(
+    batches=(1, 5),
+    nodes=(1, 9),
+    verify_ms=((10.0, 18.0), (18.0, 58.0)),
+    context=100,
+    slope_ms=(0.01, 0.09),
+    depths=(1, 4),
+    widths=(1, 4),
+    draft_ms=(((2.0, 3.0), (8.0, 12.0)),) * 2,
+)
+BUDGETS = (1, 2, 4, 8)
+
+
+def test_prices_are_those_of_the_table_at_the_pace() -> None:
+    """At the first eight nodes need another level; levels are 2 to 3 ms by width, which a budget
+    bounds; a node 1 ms, and 0.01 ms for each token of the text above 100."""
+    prices, size = Prices(PLAN, COSTS), Size(Pace(1.5, 1), drafted=Pace(2.0, 1))
+    prices.context = 200.0
+    draft = np.outer([1, 2, 3, 4], [2.0, 2 + 1 / 3, 3.0, 3.0])
+    nodes = np.array([[1, 2, 4, 4], *[[1, 2, 4, 8]] * 3])
+    assert prices.plain_ms(size) == pytest.approx(1.5 * 11)
+    assert prices.made_ms(3, 2) == pytest.approx(9.0)
+    assert np.array(prices.draft_ms(size)) == pytest.approx(1.5 * draft)
+    assert prices.cycle_ms(size) == pytest.approx(1.5 * draft + 2 * (11 + 2 * nodes))
+    assert prices.rest_ms(10**6) == prices.rest_ms(10**5)
+
+
+def test_rows_share_what_is_the_same_for_all() -> None:
+    """A row more costs 2 ms at one node and 10 ms at nine; 8 of the 18 ms of five are shared."""
+    prices = Prices(PLAN, COSTS)
+    assert (prices.shared, prices.rest_ms(9)) == (1.0, 18.0)
+    prices.enter(5)
+    assert (prices.shared, prices.rest_ms(9)) == (pytest.approx(8 / 18), 58.0)
+    prices.enter(3)
+    assert prices.rest_ms(9) == pytest.approx(38.0)
+
+
+def test_what_drafts_do_not_have_is_not_paid_for() -> None:
+    """Drafts of the whole that have one level of four, and half of their nodes."""
+    prices, size = Prices(PLAN, COSTS), Size(Pace())
+    before = prices.cycle_ms(size)
+    for _ in range(200):
+        prices.count((3, 3), most=4, made=1, num_nodes=5)
+    assert np.array(prices.draft_ms(size))[:, 3] == pytest.approx([3.0] * 4, abs=0.1)
+    rest = prices.cycle_ms(size) - prices.draft_ms(size)
+    assert rest[3] == pytest.approx([11.0, 11.0, 12.0, 14.0])
+    assert before[3, 3] == pytest.approx(12 + 18)
