@@ -175,6 +175,22 @@ def test_an_answer_can_be_asked_for_without_drafts(client: TestClient) -> None:
     assert plain["jakiro"]["tau"] == 1 and plain["jakiro"]["offered_by_depth"] == []
 
 
+def test_fields_that_change_nothing_are_taken(client: TestClient) -> None:
+    """Those of the operator, and others with the value that leaves things as they are."""
+    told = {"prompt_cache_key": "x", "safety_identifier": "y", "user": "z", "metadata": {"a": "b"}}
+    plain = {"echo": False, "best_of": 1, "use_beam_search": False, "skip_special_tokens": True}
+    absent = dict.fromkeys(["suffix", "audio", "reasoning_effort", "best_of", "user"])
+    text = {"model": NAME, "prompt": "hello", "max_tokens": 6, "temperature": 0}
+    for path, body in ((CHAT, chat(max_tokens=6)), ("/v1/completions", text)):
+        wanted = post(client, path, body).json()["choices"]
+        for more in (told | plain | {"suffix": "", "modalities": ["text"]}, absent):
+            found = post(client, path, body | more).json()["choices"]
+            for one, other in zip(found, wanted, strict=True):
+                assert {**one, "jakiro": None} == {**other, "jakiro": None}
+    two = post(client, CHAT, chat(max_tokens=6, n=2, best_of=2)).json()["choices"]
+    assert len(two) == 2
+
+
 def test_logprobs_are_those_of_the_target(client: TestClient, model: Any) -> None:
     body = {
         "model": NAME,

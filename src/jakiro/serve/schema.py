@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from jakiro.serve.conversation import ChatMessage, NamedTool, Tool
 from jakiro.serve.fields import AnyText, Asked, NonEmpty
+from jakiro.serve.idle import Idle
 
 MAX_CHOICES = 16
 """``n``, and prompts of one request: each is a row of its own."""
@@ -58,7 +59,7 @@ class AsSchema(Asked):
 ResponseFormat = Annotated[AsText | AsJson | AsSchema, Field(discriminator="type")]
 
 
-class Sampled(Asked):
+class Sampled(Idle):
     """What chat and text completions have in common. ``null`` means the default."""
 
     model: NonEmpty
@@ -80,9 +81,17 @@ class Sampled(Asked):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     response_format: ResponseFormat | None = None
+    best_of: int | None = None
     jakiro: Extension | None = None
-    user: str | None = None
-    """Ignored, as every field that concerns the operator of a service only."""
+
+    @field_validator("best_of")
+    @classmethod
+    def _check_best_of(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Nothing is left to choose where all are shown."""
+        wanted = info.data.get("n") or 1
+        if value not in (None, wanted):
+            raise ValueError(f"must be n, which is {wanted}, or left out")
+        return value
 
     @property
     def num_choices(self) -> int:
@@ -142,9 +151,6 @@ class ChatRequest(Sampled):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: Literal["auto", "default"] | None = None
 
     @property
     def num_wanted(self) -> int | None:
