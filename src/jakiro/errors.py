@@ -18,6 +18,8 @@ Every message says what is wrong, the value, what is allowed, and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class JakiroError(Exception):
     """Base of every error this package raises on purpose."""
@@ -75,3 +77,11 @@ class Busy(JakiroError):
 
 class Closed(JakiroError):
     """A scheduler that takes no more requests."""
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise ``ConfigError`` unless ``value`` is an integer, and no bool, in ``low`` to ``high``."""
+    allowed = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or value < low or (high is not None and value > high):
+        raise ConfigError(f"{name} must be {allowed}, got {value!r}")

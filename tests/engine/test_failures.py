@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -176,6 +177,10 @@ def test_a_row_fails_at_the_token_where_plain_decoding_would(good: int, case: st
         (7, {}, PromptError, "got int"),
         (torch.tensor([3, 4]), {}, PromptError, r"got Tensor; .*tolist"),
         ("text", {}, PromptError, "need a tokenizer"),
+        ([1.0, 2.0], {}, PromptError, r"token ids \(int\) only .* got 1.0 \(float\) at place 0"),
+        ([3, "a"], {}, PromptError, r"got 'a' \(str\) at place 1"),
+        ([3, True], {}, PromptError, r"got True \(bool\) at place 1"),
+        ([{"role": "user", "content": "a"}, 3], {}, PromptError, r"got 3 \(int\) at place 1"),
         ([3], {"logit_bias": {10**12: 1.0}}, ConfigError, "logit_bias names token 10000"),
         ([3], {"stop": ("x",)}, ConfigError, "stop strings need a tokenizer"),
     ],
@@ -189,6 +194,20 @@ def test_one_bad_request_starts_none(
         engine.generate([PROMPTS[0], prompt], [SamplingParams(), SamplingParams(**settings)])
     assert engine.stats.num_prefills == 0
     assert_usable(engine)
+
+
+@pytest.mark.parametrize("params", [{"max_new_tokens": 3}, {}, "greedy", 3])
+def test_only_sampling_params_are_params(params: Any) -> None:
+    target = world.target("llama")
+    engine = world.make_engine(target, world.make_drafter("none", target))
+    told = re.escape(f"params must be SamplingParams, got {params!r}; write")
+    for given in (params, [params]):
+        with pytest.raises(ConfigError, match=told):
+            engine.generate([[3]], given)
+    with pytest.raises(ConfigError, match=told):
+        engine.submit([3], params)
+    with pytest.raises(ConfigError, match=told):
+        next(engine.stream([3], params))
 
 
 def test_a_template_that_refuses_is_a_prompt_error() -> None:

@@ -219,5 +219,5 @@ def test_closing_finishes_or_ends_what_runs(grace_s: float, scheduler: Scheduler
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_waiting must not be negative, got -1"):
         Scheduler(engine(), max_waiting=-1)
-    with pytest.raises(ConfigError, match="prefix_bytes must be at least 0, got -5"):
+    with pytest.raises(ConfigError, match="prefix_bytes must be an integer of at least 0, got -5"):
         Scheduler(engine(), prefix_bytes=-5)

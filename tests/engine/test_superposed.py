@@ -115,8 +115,9 @@ def test_ngrams_say_what_followed() -> None:
     [
         ({"alpha": 1.0}, {}, "alpha must be at least 0 and less than 1, got 1.0"),
         ({"temperature": 0.0}, {}, "temperature must be a number above 0, got 0.0"),
-        ({}, {"k": 0}, "k must be at least 1, got 0"),
-        ({}, {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({}, {"k": 0}, "k must be an integer in 1..100, got 0"),
+        ({}, {"k": 5000}, "k must be an integer in 1..100, got 5000"),
+        ({}, {"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0"),
     ],
 )
 def test_impossible_numbers(

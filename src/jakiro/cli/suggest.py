@@ -16,7 +16,7 @@ from jakiro.errors import PromptError
 def suggest(
     prompt: Annotated[str, typer.Argument(help="The text to go on with, as it is.")],
     target: options.TargetOption = "pico",
-    k: Annotated[int, typer.Option("-k", help="Suggestions.")] = 3,
+    k: Annotated[int, typer.Option("-k", help="Suggestions, 100 at most.")] = 3,
     max_new_tokens: options.MaxNewTokensOption = 10,
     corpus: Annotated[
         list[Path] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import time
 from collections import deque
@@ -87,7 +88,7 @@ class Engine:
         ``processors`` see unpadded ids [1 or more, T] and logits [.., V] before the temperature.
 
         Raises:
-            ConfigError: a setting is impossible for this target.
+            ConfigError: a setting is impossible for this target, or ``params`` are none.
             PromptError: a prompt is empty, too long, or no text and no list of ids or messages.
         """
         if isinstance(prompts, str):
@@ -117,7 +118,7 @@ class Engine:
         Raises, at the first piece, what ``generate`` raises, and in the end:
             RowFailed: the request could not be finished; what was good has been given out.
         """
-        request = self.submit(prompt, params or SamplingParams(), processors=processors)
+        request = self.submit(prompt, params, processors=processors)
         tail = Tail(request)
         try:
             is_over = False
@@ -144,19 +145,25 @@ class Engine:
     ) -> Request:
         """Queue a request; ``step`` until its ``finish_reason`` is set. Raises what ``generate``
         raises."""
-        request = self.prepare(prompt, params or SamplingParams(), processors)
+        request = self.prepare(prompt, params, processors)
         self.enqueue(request)
         return request
 
     def prepare(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: SamplingParams | None = None,
         processors: Sequence[LogitsProcessor] = (),
         choice_index: int = 0,
     ) -> Request:
         """A request that is checked but not queued. Unlike everything else here, it may be called
         while another thread is in ``step``. Raises what ``generate`` raises."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ConfigError(
+                f"params must be SamplingParams, got {reprlib.repr(params)}; write "
+                "SamplingParams(max_new_tokens=64), of a dict SamplingParams(**settings)"
+            )
         ids = self.encode(prompt)
         self.target.check_prompt(ids)
         self._batch.sampler.check(params)
@@ -272,9 +279,9 @@ class Engine:
 
     def _params_for(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [params or SamplingParams()] * len(prompts)
+    ) -> list[SamplingParams | None]:
+        if not isinstance(params, Sequence) or isinstance(params, str):
+            return [params] * len(prompts)
         if len(params) != len(prompts):
             raise ConfigError(f"got {len(params)} sampling params for {len(prompts)} prompts")
         return list(params)

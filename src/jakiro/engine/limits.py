@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from jakiro.errors import ConfigError
+from jakiro.errors import check_int
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Raises ``ConfigError`` for values that are too small."""
+    """Raises ``ConfigError`` for values that are no integers or too small."""
 
     max_batch_size: int = 8
     """Requests decoded together; more wait."""
@@ -26,5 +26,5 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "prefix_bytes" else 1
-            if value is not None and value < least:
-                raise ConfigError(f"{field.name} must be at least {least}, got {value}")
+            if value is not None or field.default is not None:
+                check_int(field.name, value, least)

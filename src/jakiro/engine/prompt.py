@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ def encode(
     ``template`` too.
 
     Raises:
-        PromptError: the prompt is empty or of another kind, or there is no tokenizer for it.
+        PromptError: the prompt is empty, of another kind or mixed, or there is no tokenizer for it.
     """
     if not isinstance(prompt, (str, list)):
         raise PromptError(
@@ -38,10 +39,15 @@ def encode(
         )
     if not prompt:
         raise PromptError("the prompt is empty; give at least one token")
+    if not isinstance(prompt, str):
+        _check_items(prompt)
     if not isinstance(prompt, str) and isinstance(prompt[0], int):
         return list(prompt)
     if tokenizer is None:
-        raise PromptError("text prompts need a tokenizer; give token ids or load with tokenizer=")
+        raise PromptError(
+            "text prompts need a tokenizer, and there is none beside the target; give token ids "
+            "or load with tokenizer="
+        )
     if isinstance(prompt, str):
         return _tokens(tokenizer, prompt)
     try:
@@ -51,6 +57,18 @@ def encode(
     except Exception as error:  # templates raise whatever they like
         raise PromptError(f"the chat template refuses the conversation: {error}") from error
     return _tokens(tokenizer, rendered, add_special_tokens=False)
+
+
+def _check_items(prompt: list[int] | list[Message]) -> None:
+    """Raise ``PromptError`` unless all are token ids, or all of them messages."""
+    kind: type = Mapping if isinstance(prompt[0], Mapping) else int
+    for place, each in enumerate(prompt):
+        if not isinstance(each, kind) or isinstance(each, bool):
+            raise PromptError(
+                "a prompt that is a list has token ids (int) only or messages (dict) only, got "
+                f"{reprlib.repr(each)} ({type(each).__name__}) at place {place}; write ids as "
+                "int, and several prompts as generate([first, second])"
+            )
 
 
 def _tokens(tokenizer: PromptTokenizer, text: str, **settings: bool) -> list[int]:

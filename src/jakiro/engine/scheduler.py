@@ -86,9 +86,7 @@ class Scheduler:
             raise ConfigError(f"deadline_s must be a positive number of seconds, got {deadline_s}")
         self._check_room()
         with self._encoding:
-            request = self.engine.prepare(
-                prompt, params or SamplingParams(), [*map(_Guard, processors)], choice_index
-            )
+            request = self.engine.prepare(prompt, params, [*map(_Guard, processors)], choice_index)
         stream = Stream(request, self._wake)
         with self._changed:
             self._check_room()

@@ -19,7 +19,10 @@ from torch import Tensor
 from jakiro.engine.engine import Engine
 from jakiro.engine.ngrams import NGrams
 from jakiro.engine.prompt import Prompt
-from jakiro.errors import ConfigError
+from jakiro.errors import ConfigError, check_int
+
+MAX_SUGGESTIONS = 100
+"""Each forward weighs 3 k tokens after each of k drafts: work and memory grow with its square."""
 
 _UNKNOWN = -200.0
 """Log score of a token after a draft of which no n-gram knows a continuation."""
@@ -79,12 +82,11 @@ class Superposed:
         forwards, the prompt's included.
 
         Raises:
-            ConfigError: ``k`` or ``max_new_tokens`` is less than 1.
+            ConfigError: ``k`` is not in 1 to 100, or ``max_new_tokens`` less than 1.
             PromptError: the prompt is empty, too long, or there is no tokenizer for it.
         """
-        for name, value in (("k", k), ("max_new_tokens", max_new_tokens)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_int("k", k, 1, MAX_SUGGESTIONS)
+        check_int("max_new_tokens", max_new_tokens, 1)
         target, ids = self._engine.target, self._engine.encode(prompt)
         target.check_prompt(ids)
         cache = target.new_cache()

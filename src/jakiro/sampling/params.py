@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jakiro.errors import ConfigError
+from jakiro.errors import ConfigError, check_int
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
 """Outside of these, float32 logits divided by the temperature lose their order or overflow."""
@@ -59,13 +59,13 @@ class SamplingParams:
     """Record of every cycle which tree was drafted and what was kept of it."""
 
     def __post_init__(self) -> None:
-        _check_int("max_new_tokens", self.max_new_tokens, 1)
-        _check_int("top_k", self.top_k, 0)
-        _check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        check_int("max_new_tokens", self.max_new_tokens, 1)
+        check_int("top_k", self.top_k, 0)
+        check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, _SEED_LIMIT - 1)
+            check_int("seed", self.seed, 0, _SEED_LIMIT - 1)
         if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0)
+            check_int("logprobs", self.logprobs, 0)
         _check_float("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise ConfigError(
@@ -91,12 +91,12 @@ class SamplingParams:
                 raise ConfigError(f"stop takes non-empty strings, got {text!r}")
         stop_token_ids = _tuple("stop_token_ids", self.stop_token_ids)
         for token in stop_token_ids:
-            _check_int("stop_token_ids", token, 0)
+            check_int("stop_token_ids", token, 0)
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}")
         bias = dict(self.logit_bias)
         for token, value in bias.items():
-            _check_int("logit_bias keys", token, 0)
+            check_int("logit_bias keys", token, 0)
             _check_float(f"logit_bias[{token}]", value, -math.inf, math.inf)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", stop_token_ids)
@@ -111,13 +111,6 @@ def _tuple(name: str, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{name} must be a list or a tuple, got {value!r}")
     return tuple(value)
-
-
-def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    allowed = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if not is_int or value < low or (high is not None and value > high):
-        raise ConfigError(f"{name} must be {allowed}, got {value!r}")
 
 
 def _check_float(name: str, value: Any, low: float, high: float) -> None:
