@@ -16,6 +16,7 @@ from jakiro.engine.budget import Controller
 from jakiro.engine.calibrate import measure
 from jakiro.engine.costs import COSTS_VERSION, Costs
 from jakiro.engine.engine import Engine
+from jakiro.engine.limits import Limits
 from jakiro.engine.policy import Fixed, Policy
 from jakiro.engine.prompt import PromptTokenizer, encode
 from jakiro.errors import ConfigError
@@ -26,7 +27,6 @@ from jakiro.hub.machine import device_name
 from jakiro.hub.models import (
     first_line,
     load_model,
-    load_tokenizer,
     second_model,
     tokenizer_beside,
 )
@@ -79,7 +79,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         drafter_options: arguments of the drafter's class, for example ``{"window": 128}`` of a
             head; they go before what its checkpoint recommends. Of ``ARBITER+DRAFTER`` they are
             the drafter's.
-        tokenizer: needed for text prompts where ``target`` is a loaded model.
+        tokenizer: default: the one beside ``target``. A loaded model, or a directory without files
+            of a tokenizer, has none: then it is needed for text prompts and stop strings, and
+            prompts of token ids do without.
         tree: a ``TreePlan`` or its text form, for example ``dynamic:5,8,16``. ``auto``: in every
             cycle as much of the drafter's own tree as pays on this machine, nothing where drafting
             does not pay; ``auto:dynamic:6,8,32``: as much of that one. The first load of a pair
@@ -105,7 +107,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             ``amateur``, the drafter has no such option, ``dtype``, ``device`` or
             ``max_batch_size`` is impossible, or the drafter has answers in flight in another
             engine and its costs are to be measured.
-        CheckpointError: target, tokenizer or head is missing, damaged or incomplete.
+        CheckpointError: target or head is missing, or one of them or the tokenizer is damaged or
+            incomplete.
         TargetRefused: the target, or a second model, cannot be driven losslessly, or has not what
             the definition reads.
         PairMismatch: the head was made for another target, or a second model has another
@@ -119,13 +122,14 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     if drafter is None:
         drafter = "jakiro" if is_bundled(target) else "prompt_lookup"
     # Found before the target is loaded, which may take minutes.
+    Limits(max_batch_size)
     make = _maker(drafter, is_bundled(target), drafter_options)
     if isinstance(target, (str, Path)):
         location = target_location(target)
         wanted = _dtype(dtype, torch.float32 if is_bundled(target) else "auto")
         model = load_model(location, wanted, _device(device), device_map)
         if tokenizer is None:
-            tokenizer = cast(PromptTokenizer, load_tokenizer(location))
+            tokenizer = cast(PromptTokenizer | None, tokenizer_beside(location))
     else:  # a model, or an adapter of peft around one, which is none
         model = target
     wrapped = Target(model)
@@ -256,8 +260,7 @@ def _redefined(
     if isinstance(amateur, (str, Path)):
         location = target_location(amateur)
         model = load_model(location, target.dtype, target.device)
-        is_here = Path(location).is_dir()
-        own = tokenizer_beside(Path(location)) if is_here else load_tokenizer(location)
+        own = tokenizer_beside(location)
         second = second_model(model, target, (own, tokenizer), "the amateur")
     elif amateur is not None:
         second = second_model(amateur, target, (None, tokenizer), "the amateur")

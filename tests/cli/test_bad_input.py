@@ -72,6 +72,7 @@ def copy(target: str, tmp_path: Path) -> Path:
         (["--dtype", "int3"], USAGE, "unknown dtype 'int3'; use float32"),
         (["--tree", "bush:3"], USAGE, "cannot read the tree 'bush:3'; write chain:DEPTH"),
         (["--tree", "chain:0"], USAGE, "depth must be at least 1, got 0"),
+        (["--threads", "100000"], USAGE, "per core of this machine), got 100000"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -163,8 +164,10 @@ def test_a_target_without_a_tokenizer(run: Run, copy: Path) -> None:
     """Of some families a tokenizer comes out all the same, one that knows no text."""
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    result = run("generate", "w1", "--target", str(copy))
-    assert_error(result, FAILURE, "cannot load the tokenizer", str(copy))
+    train = ("train", "--data", str(copy / "none.jsonl"), "--out", str(copy / "out"))
+    for command in (("generate", "w1"), train):
+        result = run(*command, "--target", str(copy))
+        assert_error(result, FAILURE, "there is no tokenizer in", str(copy), "read text")
     (copy / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
     result = run("generate", "w1", "--target", str(copy))
     assert_error(result, FAILURE, "there is no tokenizer in", str(copy))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jakiro.api import load
 from jakiro.engine.engine import Engine
 from jakiro.engine.limits import Limits
 from jakiro.engine.request import Completion, Request
@@ -215,5 +216,15 @@ def test_limits_that_nothing_fits_into_are_refused() -> None:
     engine.limits = Limits(kv_tokens=60)
     with pytest.raises(PromptError, match=r"cache, but it may have 60 .*lower max_new"):
         engine.submit([3] * 30, SamplingParams(max_new_tokens=40))
-    with pytest.raises(ConfigError, match="prefill_chunk must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="prefill_chunk must be an integer of at least 1, got 0"):
         Limits(prefill_chunk=0)
+
+
+@pytest.mark.parametrize("value", ["a", True, 1.5, None, 0])
+def test_a_batch_size_is_a_count(value: Any) -> None:
+    """Told before the target, which is not there, is loaded."""
+    told = f"max_batch_size must be an integer of at least 1, got {value!r}"
+    with pytest.raises(ConfigError, match=told):
+        load("no/such/model", max_batch_size=value)
+    with pytest.raises(ConfigError, match=told):
+        Limits(value)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from jakiro.api import load
 from jakiro.drafters.draft_model import DraftModel
-from jakiro.errors import CheckpointError, PairMismatch, TargetRefused
+from jakiro.errors import CheckpointError, PairMismatch, PromptError, TargetRefused
 from jakiro.hub.bundled import usable_drafters
 from jakiro.hub.models import save_model
 from jakiro.sampling.params import SamplingParams
@@ -91,6 +91,23 @@ def test_a_damaged_model_is_no_drafter(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="cannot load a causal language model"):
         load(tiny_target().model, tmp_path)
+
+
+def test_without_a_tokenizer_beside_it_a_target_reads_token_ids(tmp_path: Path) -> None:
+    whole, bare = tiny_target().model, saved(tmp_path, tiny_target().model)
+    engine = load(bare, "none", dtype=str(whole.dtype).removeprefix("torch."))
+    assert engine.tokenizer is None
+    (done,), (told,) = (
+        each.generate([[3, 4, 5]], PARAMS) for each in (engine, load(whole, "none"))
+    )
+    assert (done.token_ids, done.text) == (told.token_ids, "")
+    with pytest.raises(PromptError, match="none beside the target; give token ids or load with"):
+        engine.generate(["w1"], PARAMS)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / name).write_text("{")
+        with pytest.raises(CheckpointError, match="cannot load the tokenizer of"):
+            load(bare, "none")
+        (tmp_path / name).unlink()
 
 
 def test_names_that_need_a_directory_say_so() -> None:

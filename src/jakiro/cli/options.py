@@ -47,7 +47,9 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(help='Device of the target, for example cpu or cuda; "auto" spreads.')
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of torch, four per core at most.")
+]
 ChatOption = Annotated[
     bool | None,
     typer.Option("--chat/--raw", help="Apply the chat template or not. Default: if there is one."),

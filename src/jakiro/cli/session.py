@@ -5,13 +5,15 @@ Nothing here imports ``torch`` before it is needed.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from jakiro.errors import ConfigError
+from jakiro.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from jakiro.engine.engine import Engine
@@ -23,6 +25,9 @@ NOTES = Console(stderr=True, highlight=False)
 """Everything that is not the result: progress, tables, remarks."""
 
 OUT = Console(highlight=False)
+
+THREADS_PER_CORE = 4
+"""More are no use, and with too many the process dies."""
 
 
 def open_engine(
@@ -38,12 +43,25 @@ def open_engine(
     definition: str | None = None,
     amateur: str | None = None,
 ) -> Engine:
-    """Load a pair, with a sign of life on standard error."""
+    """Load a pair with a tokenizer, with a sign of life on standard error.
+
+    Raises:
+        ConfigError: ``threads`` are more than this machine can use.
+        CheckpointError: there is no tokenizer beside the target.
+        And what ``load`` raises.
+    """
+    most = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise ConfigError(
+            f"threads must be 1 to {most} ({THREADS_PER_CORE} per core of this machine), got "
+            f"{threads}; leave --threads out for one per core"
+        )
     with NOTES.status(f"loading {target}"):
         import torch
 
         import jakiro
 
+        check_tokenizer(target)
         if threads is not None:
             torch.set_num_threads(threads)
         is_spread = device == "auto"
@@ -58,6 +76,20 @@ def open_engine(
             max_batch_size=max_batch_size,
             definition=definition,
             amateur=amateur,
+        )
+
+
+def check_tokenizer(target: str) -> None:
+    """Raise ``CheckpointError`` for a model's directory without a tokenizer: commands work on
+    text. What is no model is refused as such when it is loaded."""
+    from jakiro.hub.bundled import target_location
+    from jakiro.hub.models import may_have_tokenizer
+
+    place = Path(target_location(target))
+    if (place / "config.json").is_file() and not may_have_tokenizer(place):
+        raise CheckpointError(
+            f"there is no tokenizer in {target!r}, and commands read text; save one beside the "
+            "weights. In Python jakiro.load takes it, for prompts of token ids"
         )
 
 

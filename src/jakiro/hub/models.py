@@ -26,6 +26,9 @@ from jakiro.target.target import Target
 
 NOTES_FILE = "notes.json"
 
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
+"""Patterns; a tokenizer of any family has one of them at least."""
+
 
 def load_model(
     location: str | Path,
@@ -76,11 +79,16 @@ def load_tokenizer(location: str | Path) -> PreTrainedTokenizerBase:
     return found
 
 
-def tokenizer_beside(directory: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a model's directory; None where there is no file of one."""
-    if not any(directory.glob("tokenizer*")):
-        return None
-    return load_tokenizer(directory)
+def tokenizer_beside(location: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved beside a model; None where that is a directory with no file of one.
+    Raises ``CheckpointError``."""
+    return load_tokenizer(location) if may_have_tokenizer(location) else None
+
+
+def may_have_tokenizer(location: str | Path) -> bool:
+    """Whether there is a file of a tokenizer; of a name on the hub that is not known."""
+    place = Path(location)
+    return not place.is_dir() or any(any(place.glob(name)) for name in _TOKENIZER_FILES)
 
 
 def save_model(
