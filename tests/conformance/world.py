@@ -61,10 +61,11 @@ VARIANTS = {
     "decoupled": {"num_experts": 3, "branches": "decoupled", "contrast_levels": 0},
     "ahead": {"num_experts": 4, "branches": "sum", "contrast_levels": 2},
     "frequent": {"num_experts": 5, "branches": "decoupled", "draft_vocab_size": 41},
+    "streams": {"reads": (0, 1)},
 }
 """Kinds of the one-layer network, as ``jakiro/VARIANT``; otherwise wide, with two experts. Together
 with the methods of one head: every number of experts from 1 to 5, of contrasts from 0 to 2, every
-kind of branches, and a draft vocabulary."""
+kind of branches, a draft vocabulary, and streams of lower layers."""
 SIZES_OF_ALL = SIZES | {name: SIZES["wide"] | kind for name, kind in VARIANTS.items()}
 SIMILAR = ("eagle1", "jakiro_star", "specdec_pp", "pearl", "sjd")
 """Methods that are another one with another tree, kind of head or end: tested like its variants."""
@@ -134,6 +135,9 @@ def head(of: Target, method: str, size: str = "wide", std: float = 0.12) -> Any:
     if "draft_vocab_size" in settings:
         # Of a toy, too, some tokens are never drafted.
         settings["draft_vocab_size"] = min(settings["draft_vocab_size"], of.vocab_size - 1)
+    if "reads" in settings:
+        # The narrowest has a single layer.
+        settings["reads"] = tuple(layer for layer in settings["reads"] if layer < of.num_layers)
     built = network(config(**settings))
     built.to(of.dtype)
     for parameter in built.parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jakiro.drafters.base import DraftRequest
@@ -23,7 +24,7 @@ class PlainScores:
 
 
 class PathReference:
-    """The head after ``ids`` (prompt and root), whose prompt has ``features`` [T, H]."""
+    """The head after ``ids`` (prompt and root), whose prompt has ``features`` [T, F]."""
 
     def __init__(
         self, drafter: FeatureDrafter, target: Target, ids: list[int], features: Tensor
@@ -52,7 +53,10 @@ class PathReference:
             )
             out = every.at([tokens.shape[1] - 1])
             if length < len(path):
-                known = torch.cat([known, self._carried(out, path[length])[None, None]], 1)
+                carried = self._carried(out, path[length])[None, None]
+                # Streams of nothing add nothing.
+                room = known.shape[-1] - carried.shape[-1]
+                known = torch.cat([known, F.pad(carried, (room, 0))], 1)
         return out
 
     def _visible(self, size: int, num_fed: int) -> Tensor:

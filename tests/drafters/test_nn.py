@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,29 @@ def test_impossible_sizes_are_named(change: dict[str, object], message: str) -> 
     arguments = {"method": "jakiro", **sizes, "expert_size": 8, "vocab_size": 7, **change}
     with pytest.raises(ConfigError, match=message):
         HeadConfig(**arguments)  # type: ignore[arg-type]
+
+
+def test_streams_count_with_the_target_s_own_features_and_begin_as_nothing() -> None:
+    sizes = {"hidden_size": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+    config = HeadConfig("jakiro", **sizes, expert_size=8, vocab_size=7)
+    torch.manual_seed(0)
+    plain = DraftHead(config)
+    torch.manual_seed(0)
+    head = DraftHead(replace(config, reads=(0, 3)))
+    embeddings, features, low, high = torch.randn(4, 2, 5, 16).unbind()
+    where = torch.arange(5)[None]
+
+    def with_streams(*streams: Tensor) -> Tensor:
+        return head(embeddings, torch.cat([*streams, features], -1), where).next
+
+    expected = plain(embeddings, features, where).next
+    torch.testing.assert_close(with_streams(low, high), expected)
+    torch.nn.init.normal_(head.streams.proj.weight)
+    assert not torch.allclose(with_streams(low, high), expected)
+    torch.testing.assert_close(head(embeddings, features, where).next, expected)
+    # The size of a stream says nothing, which layer it is of does.
+    torch.testing.assert_close(with_streams(30 * low, high), with_streams(low, high))
+    assert not torch.allclose(with_streams(high, low), with_streams(low, high))
 
 
 def test_one_expert_has_no_second_branch() -> None:

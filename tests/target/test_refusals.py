@@ -14,6 +14,7 @@ from torch import nn
 import jakiro.target.target as target_module
 from jakiro.cache.mask import Window
 from jakiro.errors import ConfigError, TargetRefused
+from jakiro.target.features import FeatureSpec
 from jakiro.target.target import Target
 from jakiro.tree.token_tree import TokenTree
 from tests.families import FAMILIES, build
@@ -212,6 +213,15 @@ def test_features_that_cannot_be_read_are_refused() -> None:
 
 def test_features_of_an_ordinary_model_are_fine() -> None:
     strange(hf.LlamaForCausalLM).check_features()
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_streams_of_layers_that_are_not_there_are_refused(layer: int) -> None:
+    subject = strange(hf.LlamaForCausalLM)
+    assert subject.num_layers == 2
+    subject.check_features(FeatureSpec(True, (0, 1)))
+    with pytest.raises(ConfigError, match=f"layers 0 to 1 of this target, not at 1, {layer}"):
+        subject.check_features(FeatureSpec(True, (1, layer)))
 
 
 @pytest.mark.parametrize("size", [8, 4096])

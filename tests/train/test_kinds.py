@@ -16,6 +16,7 @@ KINDS = {
     "three": ("jakiro", HeadOptions(branches="decoupled", num_experts=3, contrast_levels=2)),
     "star": ("jakiro_star", HeadOptions()),
     "one": ("eagle1", HeadOptions()),
+    "streams": ("jakiro", HeadOptions(reads=(0, 1))),
 }
 
 

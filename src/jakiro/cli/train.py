@@ -129,6 +129,10 @@ def train(
     draft_vocab: Annotated[
         int | None, typer.Option(help="Score only so many tokens, the most frequent of the data.")
     ] = None,
+    read: Annotated[
+        list[int] | None,
+        typer.Option(help="A layer of the target whose stream is read, too; may be repeated."),
+    ] = None,
     balance: Annotated[float, typer.Option(help="Weight of uneven use of the experts.")] = 0.0,
     diversity: Annotated[
         float, typer.Option(help="Weight of the likeness of decoupled experts.")
@@ -180,6 +184,7 @@ def train(
             contrast_strength,
             None if branches is None else branches.value,
             draft_vocab,
+            None if read is None else tuple(read),
         ),
         loss=LossOptions(
             feature_weight, token_weight, second_branch, balance, diversity, expert_share.value

@@ -37,7 +37,9 @@ class HeadConfig:
     subtracts. ``branches``: whether a node's children come from the gated ``sum``, or from the
     active experts with a feature each: from their mixture (``decoupled``), or from their proposals
     in turn (``union``, of a head trained as a sum). ``draft_vocab_size``: score only that many
-    tokens, ``DraftHead.draft_ids`` (FR-Spec, arXiv 2502.14856).
+    tokens, ``DraftHead.draft_ids`` (FR-Spec, arXiv 2502.14856). ``reads``: layers of the target
+    whose residual streams (``hidden_states[i]``) are read beside its last feature, where the
+    feature is the target's own (EAGLE-3, arXiv 2503.01840, there in its place).
     """
 
     method: str
@@ -58,8 +60,10 @@ class HeadConfig:
     activation: Literal["swiglu", "gelu"] = "swiglu"
     branches: Literal["sum", "decoupled", "union"] = "sum"
     draft_vocab_size: int | None = None
+    reads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", tuple(self.reads))  # JSON knows lists only
         sizes = ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "expert_size")
         for name in (*sizes, "vocab_size", "num_experts"):
             if getattr(self, name) < 1:
@@ -195,10 +199,14 @@ class RMSNorm(nn.Module):
         self.eps = config.rms_norm_eps
 
     def forward(self, states: Tensor) -> Tensor:
-        # In its parts: on a CPU ``F.rms_norm`` takes twice as long, and a compiler joins them.
-        wide = states if states.element_size() >= 4 else states.float()
-        scale = (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return (wide * scale * self.weight).to(states.dtype)
+        return (_normed(states, self.eps) * self.weight).to(states.dtype)
+
+
+def _normed(states: Tensor, eps: float) -> Tensor:
+    """``states`` by their root mean square over the last dimension, at least in float32."""
+    # In its parts: on a CPU ``F.rms_norm`` takes twice as long, and a compiler joins them.
+    wide = states if states.element_size() >= 4 else states.float()
+    return wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
 class _Layer(nn.Module):
@@ -236,6 +244,30 @@ class _Layer(nn.Module):
         return self.mlp_moe(residual, normed, contrasts)  # type: ignore[no-any-return]
 
 
+class Streams(nn.Module):
+    """What residual streams of lower layers add to a pair: each normed, as their sizes differ (as
+    EAGLE-3.1, arXiv 2605.09992, has them), all through one matrix, which begins as zero.
+
+    ``SCALE`` makes them about as small as embeddings are. Pairs fed with predicted features have no
+    streams: larger ones, which change more with every step, are in the way of learning both.
+    """
+
+    SCALE = 0.1
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        size = config.hidden_size
+        self.proj = nn.Linear(len(config.reads) * size, size, bias=False)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, streams: Tensor) -> Tensor:
+        """From S streams beside one another [B, N, S H] to [B, N, H]."""
+        each = streams.unflatten(-1, (-1, self.proj.out_features))
+        normed = self.SCALE * _normed(each, self.eps)
+        return self.proj(normed.flatten(-2).to(streams.dtype))  # type: ignore[no-any-return]
+
+
 class DraftHead(Head):
     """``fc`` over [embedding ; feature], then one layer. Holds neither embedding nor LM head."""
 
@@ -247,6 +279,8 @@ class DraftHead(Head):
         self.config = config
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
         self.layers = nn.ModuleList([_Layer(config)])
+        if config.reads:
+            self.streams = Streams(config)
         if config.draft_vocab_size is not None:
             self.register_buffer("draft_ids", torch.arange(config.draft_vocab_size))
 
@@ -259,8 +293,9 @@ class DraftHead(Head):
         cache: KeyValues | None = None,
         contrasts: int = 0,
     ) -> HeadOutput:
-        """Predicted features of N pairs: ``embeddings`` and ``features`` [B, N, H], absolute
-        ``positions`` [B, N], or [B, 1] where all N are at one. ``mask`` [B, 1, N, S] is additive or
+        """Predicted features of N pairs: ``embeddings`` [B, N, H] and ``features`` [B, N, H], or
+        [B, N, F] with the streams the head ``reads`` before each feature; absolute ``positions``
+        [B, N], or [B, 1] where all N are at one. ``mask`` [B, 1, N, S] is additive or
         boolean (True = may attend) over the S keys the cache returns; None is plain causal
         attention among the N pairs. ``contrasts``: how many contrastive branches are wanted; more
         than ``contrast_levels`` raises ``ConfigError``."""
@@ -269,7 +304,7 @@ class DraftHead(Head):
                 f"this {self.config.method} head has {self.config.contrast_levels} contrastive "
                 f"branches, {contrasts} were asked for"
             )
-        states = self.fc(torch.cat([embeddings, features], -1))
+        states = self._joined(embeddings, features)
         return self.layers[0](states, positions, mask, cache, contrasts)  # type: ignore[no-any-return]
 
     def remember(
@@ -278,6 +313,14 @@ class DraftHead(Head):
         """Write the keys and values of N pairs, as ``forward`` would, and predict nothing: with
         one layer they depend on no other pair."""
         attention: Attention = self.layers[0].self_attn  # type: ignore[assignment]
-        states = self.fc(torch.cat([embeddings, features], -1))
+        states = self._joined(embeddings, features)
         _, keys, values = attention.read(states, positions)
         cache.update(keys, values, 0)
+
+    def _joined(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """What the layer reads of pairs, [B, N, H]."""
+        size = self.config.hidden_size
+        states: Tensor = self.fc(torch.cat([embeddings, features[..., -size:]], -1))
+        if features.shape[-1] == size:
+            return states
+        return states + self.streams(features[..., :-size])  # type: ignore[no-any-return]

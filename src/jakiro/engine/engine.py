@@ -54,7 +54,7 @@ class Engine:
         self.drafter = drafter
         self.rule = rule
         if drafter.needs != NO_FEATURES:
-            target.check_features()
+            target.check_features(drafter.needs)
         self.plan = plan or drafter.plan
         if target.route == "chain":
             self.plan = TreePlan.chain(self.plan.depth)

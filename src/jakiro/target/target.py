@@ -211,12 +211,18 @@ class Target:
             torch.cat([out.logits for out in outs]), torch.cat(features) if features else None
         )
 
-    def check_features(self) -> None:
-        """Raise ``TargetRefused`` unless drafters may read this target's features and head."""
+    def check_features(self, needs: FeatureSpec = LAST_FEATURE) -> None:
+        """Raise ``TargetRefused`` unless drafters may read this target's features and head, and
+        ``ConfigError`` where it has not all layers that are needed."""
         if self.feature_refusal:
             raise TargetRefused(
                 f"drafters that read features cannot work with this {self.config.model_type}: "
                 f"{self.feature_refusal}. Use one that reads tokens only, like prompt_lookup"
+            )
+        if not all(0 <= layer < self.num_layers for layer in needs.layers):
+            raise ConfigError(
+                f"streams can be read at the layers 0 to {self.num_layers - 1} of this target, not "
+                f"at {', '.join(map(str, needs.layers))}"
             )
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ class HeadOptions:
     contrast_strength: float | None = None
     branches: Literal["sum", "decoupled", "union"] | None = None
     draft_vocab_size: int | None = None
+    reads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.expert_size is not None:

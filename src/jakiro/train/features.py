@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jakiro.target.features import LAST_FEATURE
+from jakiro.target.features import LAST_FEATURE, FeatureSpec
 from jakiro.target.target import Target
 from jakiro.train.samples import Batch
 
@@ -17,8 +17,9 @@ from jakiro.train.samples import Batch
 class Lesson:
     """One batch seen by the target. Pair i of the N = T - 1 pairs is (token i + 1, feature i).
 
-    ``tokens`` [B, N], as ``embeddings`` [B, N, H], and ``inputs`` [B, N, H] go into the head;
-    ``features`` [B, T, H] are what it should predict. ``wanted`` [B, T]: feature s is predicted
+    ``tokens`` [B, N], as ``embeddings`` [B, N, H], and ``inputs`` [B, N, F] go into the head, F
+    being H and more where it reads streams besides; ``features`` [B, T, H] are what it should
+    predict. ``wanted`` [B, T]: feature s is predicted
     where the token s + 1, which it decides, carries loss.
     """
 
@@ -30,14 +31,24 @@ class Lesson:
 
 
 @torch.no_grad()
-def teach(target: Target, batch: Batch, noise: float = 0.0, seed: int = 0) -> Lesson:
-    """Run the target over ``batch``. No gradient reaches it, nor its embedding."""
+def teach(
+    target: Target,
+    batch: Batch,
+    noise: float = 0.0,
+    seed: int = 0,
+    needs: FeatureSpec = LAST_FEATURE,
+) -> Lesson:
+    """Run the target over ``batch``. No gradient reaches it, nor its embedding. ``noise`` is on the
+    last features only."""
     ids = batch.ids.to(target.device)
     lengths = batch.lengths.to(target.device)
-    features = target.features(ids, lengths, LAST_FEATURE)
+    every = target.features(ids, lengths, needs)
+    *below, features = every.split(target.hidden_size, -1)
     inputs = features[:, :-1]
     if noise:
         inputs = add_noise(inputs, batch, noise, seed)
+    if below:
+        inputs = torch.cat([every[:, :-1, : -target.hidden_size], inputs], -1)
     places = wanted(batch.carries_loss).to(ids.device)
     return Lesson(ids[:, 1:], target.embed(ids[:, 1:]), inputs, features, places)
 

@@ -50,7 +50,7 @@ def rollout(
     recompute: bool = False,
     carry: Carry = attrgetter("next"),
 ) -> list[HeadOutput]:
-    """Outputs of ``passes`` passes over ``embeddings`` and true ``features`` [B, N, H].
+    """Outputs of ``passes`` passes over ``embeddings`` [B, N, H] and true ``features`` [B, N, F].
 
     Output j at pair i is meaningful for i >= j: earlier pairs have no chain that long behind them.
     ``recompute``: keep of every pass only what goes in, and compute it again in the backward.
@@ -65,8 +65,8 @@ def rollout(
         cache = _PassCache(cache)
         outputs.append(run(embeddings, features, positions, mask, cache, contrasts))
         if number + 1 < passes:
-            predicted = carry(outputs[-1]).to(features.dtype)
-            features = torch.cat([features[:, :1], predicted[:, :-1]], 1)
+            # What comes around to the first pair is read by no chain that long.
+            features = carry(outputs[-1]).to(features.dtype).roll(1, 1)
     return outputs
 
 

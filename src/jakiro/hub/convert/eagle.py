@@ -21,7 +21,7 @@ from jakiro.hub.convert.source import Source
 from jakiro.target.target import Target
 
 _MLP = "layers.0.mlp.gate_proj.weight"
-_RELEASED = {"num_experts": 1, "activation": "swiglu", "draft_vocab_size": None}
+_RELEASED = {"num_experts": 1, "activation": "swiglu", "draft_vocab_size": None, "reads": ()}
 """The one form of such a head that others know."""
 
 

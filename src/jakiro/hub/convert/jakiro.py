@@ -33,6 +33,7 @@ _RELEASED = {
     "activation": "swiglu",
     "branches": "sum",
     "draft_vocab_size": None,
+    "reads": (),
 }
 """The one form of such a head that others know."""
 

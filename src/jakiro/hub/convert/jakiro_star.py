@@ -50,7 +50,12 @@ def _config(source: Source, target: Target) -> HeadConfig:
 
 
 def _original(config: HeadConfig) -> Settings:
-    fixed = {"rope_theta": _ROPE_THETA, "qkv_bias": False, "draft_vocab_size": None}
+    fixed = {
+        "rope_theta": _ROPE_THETA,
+        "qkv_bias": False,
+        "draft_vocab_size": None,
+        "reads": (),
+    }
     sizes = {"num_experts": 2, "active_experts": 2, **find(_METHOD).settings}
     check(asdict(config), sizes | fixed, "the released code")
     return original_config(config) | {"num_local_experts": 2, "num_experts_per_tok": 2}
