@@ -19,6 +19,7 @@ from jakiro.cli.requests import encode_tasks
 
 MODELS = Path(jakiro.__file__).parent / "models"
 TARGET = MODELS / "pico"
+HEADS = Path(__file__).resolve().parents[2] / "heads"
 
 
 def tuned() -> dict[str, str]:

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pool import MODELS, TARGET, Worker, digest, prompts, tuned, vllm_job, worker
+from pool import HEADS, TARGET, Worker, digest, prompts, tuned, vllm_job, worker
 
 from jakiro.bench.environment import environment
 from jakiro.hub.convert.exporting import export_head
@@ -39,7 +39,7 @@ PLAIN = ("jakiro", "plain")
 
 def jobs(room: Path, depth: int, eager: bool) -> Jobs:
     """What is measured."""
-    export_head(MODELS / "pico-jakiro", room / "jakiro", "eagle-vllm", TARGET)
+    export_head(HEADS / "jakiro_last", room / "jakiro", "eagle-vllm", TARGET)
     drafted = {
         "plain": None,
         "ngram": {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},

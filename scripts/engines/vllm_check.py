@@ -26,7 +26,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pool import MODELS, TARGET, digest, prompts, tuned, vllm_job, worker
+from pool import HEADS, MODELS, TARGET, digest, prompts, tuned, vllm_job, worker
 
 from jakiro.bench.environment import environment
 from jakiro.hub import checkpoint
@@ -50,7 +50,7 @@ def without_bias(source: Path, out: Path) -> Path:
 def heads(room: Path) -> dict[str, tuple[Path, Path]]:
     """By name: the head here, and exported for vLLM."""
     mine = {
-        "jakiro": MODELS / "pico-jakiro",
+        "jakiro": HEADS / "jakiro_last",
         "eagle2": MODELS / "pico-eagle2",
         "eagle2, no bias": without_bias(MODELS / "pico-eagle2", room / "no-bias"),
     }

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from jakiro.drafters.attention import Attention
 from jakiro.drafters.experts import GELU, Expert, Mixture, SwiGLU
-from jakiro.drafters.nn import Attention
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.cache.mask import additive, positions, tree_mask
+from jakiro.drafters.attention import Attention, KeyValues, RMSNorm
 from jakiro.drafters.base import DraftRequest, Head
 from jakiro.drafters.levels import LevelDrafter
-from jakiro.drafters.nn import Attention, KeyValues, RMSNorm
 from jakiro.errors import ConfigError
 from jakiro.target.features import FeatureSpec
 from jakiro.target.output import TargetOutput
