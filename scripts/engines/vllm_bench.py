@@ -49,7 +49,7 @@ def jobs(room: Path, depth: int, eager: bool) -> Jobs:
     for name, settings in drafted.items():
         full = settings and {**settings, "num_speculative_tokens": depth}
         found["vllm", name] = vllm_job(full, eager)
-    for name, drafter in {"plain": "none", "jakiro": "jakiro"}.items():
+    for name, drafter in {"plain": "none", "jakiro": str(HEADS / "jakiro_last")}.items():
         found["jakiro", name] = {"engine": "jakiro", "target": TARGET.name, "drafter": drafter}
     return found
 

@@ -49,3 +49,16 @@ def test_losses_fall_on_every_branch_and_level(kind: str) -> None:
     for few, more in zip(quality["recall_2"], quality["recall_8"], strict=True):
         assert few <= more
     assert quality["recall_2"][0] >= quality["accuracy"][0]
+
+
+def test_streams_are_learned_and_judged() -> None:
+    target, samples = tiny_target(), samples_of(count=4, length=24)
+    options = HeadOptions(reads=(0, 1))
+    learner = FeatureHead(target, TrainConfig(head=options, unroll=2, noise=0.0))
+    batch, weight = samples.batch(list(range(4))), learner.module.streams.proj.weight
+    learner.loss(batch, learner.counts(batch), 0).loss.backward()
+    assert weight.grad is not None and weight.grad.abs().max() > 0
+    before = learner.judge(batch)
+    torch.nn.init.normal_(weight)
+    after = learner.judge(batch)
+    assert not torch.equal(before["surprise_1"], after["surprise_1"])

@@ -9,8 +9,7 @@ from torch import Tensor
 from jakiro.drafters.base import DraftRequest
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.nn import DraftHead
-from jakiro.target.features import LAST_FEATURE
-from jakiro.train.config import TrainConfig
+from jakiro.train.config import HeadOptions, TrainConfig
 from jakiro.train.evaluate import judge
 from jakiro.train.feature_head import head_config
 from jakiro.train.features import teach
@@ -21,10 +20,14 @@ from jakiro.tree.shapes import TreePlan
 from tests.train.support import VOCABULARY, samples_of, tiny_target
 
 
-def double_head(method: str) -> DraftHead:
+def double_head(method: str, reads: tuple[int, ...] = ()) -> DraftHead:
     torch.manual_seed(3)
-    config = head_config(tiny_target(), TrainConfig(method=method))
-    return DraftHead(config).double().eval()
+    options = HeadOptions(reads=reads)
+    config = head_config(tiny_target(), TrainConfig(method=method, head=options))
+    head = DraftHead(config).double().eval()
+    if reads:  # they begin as nothing
+        torch.nn.init.normal_(head.streams.proj.weight)
+    return head
 
 
 class AppendCache:
@@ -66,15 +69,15 @@ class PlainScores:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["jakiro", "eagle2"])
-def test_passes_draft_what_the_drafter_drafts(method: str) -> None:
-    target, head, depth = tiny_target(torch.float64), double_head(method), 4
+@pytest.mark.parametrize(("method", "reads"), [("jakiro", ()), ("eagle2", ()), ("jakiro", (0, 1))])
+def test_passes_draft_what_the_drafter_drafts(method: str, reads: tuple[int, ...]) -> None:
+    target, head, depth = tiny_target(torch.float64), double_head(method, reads), 4
     drafter = FeatureDrafter(head, target)
     texts = torch.randint(VOCABULARY, (6, 10), generator=torch.Generator().manual_seed(0))
     drafted = []
     for text in texts:
         ids = text[None, :-1]
-        features = target.features(ids, torch.tensor([9]), LAST_FEATURE)[0]
+        features = target.features(ids, torch.tensor([9]), drafter.needs)[0]
         drafter.begin(ids[0].tolist(), features)
         request = DraftRequest(text[-1:], [9], [depth], TreePlan.chain(depth), PlainScores())
         drafted.append(drafter.draft(request).tokens[0, 1:])
@@ -83,9 +86,9 @@ def test_passes_draft_what_the_drafter_drafts(method: str) -> None:
     assert len(chains.unique()) > depth
 
     ids = torch.cat([texts, chains], 1)
-    lesson = teach(
-        target, Batch(ids, torch.tensor([14] * 6), torch.ones_like(ids).bool(), torch.arange(6))
-    )
+    batch = Batch(ids, torch.tensor([14] * 6), torch.ones_like(ids).bool(), torch.arange(6))
+    lesson = teach(target, batch, needs=drafter.needs)
+    assert torch.equal(lesson.features, teach(target, batch).features)
     contrast = head.config.contrast_levels
     outputs = rollout(head, lesson.embeddings, lesson.inputs, depth - contrast, contrast)
     # The root is token 9, so its pair is 8; level j comes from pass j at pair 8 + j.

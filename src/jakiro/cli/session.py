@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from jakiro.errors import CheckpointError, ConfigError
+from jakiro.errors import ConfigError
 
 if TYPE_CHECKING:
     from jakiro.engine.engine import Engine
@@ -60,8 +59,10 @@ def open_engine(
         import torch
 
         import jakiro
+        from jakiro.hub.bundled import target_location
+        from jakiro.hub.models import check_tokenizer
 
-        check_tokenizer(target)
+        check_tokenizer(target_location(target))
         if threads is not None:
             torch.set_num_threads(threads)
         is_spread = device == "auto"
@@ -76,20 +77,6 @@ def open_engine(
             max_batch_size=max_batch_size,
             definition=definition,
             amateur=amateur,
-        )
-
-
-def check_tokenizer(target: str) -> None:
-    """Raise ``CheckpointError`` for a model's directory without a tokenizer: commands work on
-    text. What is no model is refused as such when it is loaded."""
-    from jakiro.hub.bundled import target_location
-    from jakiro.hub.models import may_have_tokenizer
-
-    place = Path(target_location(target))
-    if (place / "config.json").is_file() and not may_have_tokenizer(place):
-        raise CheckpointError(
-            f"there is no tokenizer in {target!r}, and commands read text; save one beside the "
-            "weights. In Python jakiro.load takes it, for prompts of token ids"
         )
 
 

@@ -159,7 +159,6 @@ def train(
     The head, a history, its curves and the state to go on from are written to the output
     directory at every checkpoint. Run the same command again to continue a stopped run.
     """
-    from jakiro.cli.session import check_tokenizer
     from jakiro.sampling.params import SamplingParams
     from jakiro.train.config import (
         AcceptanceOptions,
@@ -218,7 +217,6 @@ def train(
         if regenerate
         else None
     )
-    check_tokenizer(target)
     is_first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True)
     with Progress(*_COLUMNS, console=console, disable=not is_first) as bar:

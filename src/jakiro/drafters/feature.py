@@ -28,7 +28,6 @@ from jakiro.drafters.pending import Pending
 from jakiro.drafters.vocabulary import DraftVocabulary
 from jakiro.errors import ConfigError
 from jakiro.target.compiled import Compiled, bucket
-from jakiro.target.features import FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
 from jakiro.target.target import Target
@@ -72,7 +71,7 @@ class FeatureDrafter(Drafter):
         self.head = packed_view(self._fused)
         self._compiled: Compiled | None = None
         self.name = head.config.method
-        self.needs = FeatureSpec(True, head.config.reads)
+        self.needs = head.config.needs
         self.num_parameters = sum(weight.numel() for weight in head.parameters())
         has = head.config.contrast_levels
         self._contrasts = has if contrast_levels is None else contrast_levels

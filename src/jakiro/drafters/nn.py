@@ -22,6 +22,7 @@ from jakiro.drafters.attention import Attention, KeyValues, RMSNorm, normed
 from jakiro.drafters.base import Head
 from jakiro.drafters.experts import EXPERTS, HeadOutput, Mixing, Mixture
 from jakiro.errors import ConfigError
+from jakiro.target.features import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class HeadConfig:
                 f"{self.branches} branches need at least 2 active experts, got "
                 f"active_experts = {self.active_experts}"
             )
+
+    @property
+    def needs(self) -> FeatureSpec:
+        """What goes into the head with the target's own features."""
+        return FeatureSpec(last=True, layers=self.reads)
 
 
 class _Layer(nn.Module):
@@ -190,10 +196,10 @@ class DraftHead(Head):
     ) -> HeadOutput:
         """Predicted features of N pairs: ``embeddings`` [B, N, H] and ``features`` [B, N, H], or
         [B, N, F] with the streams the head ``reads`` before each feature; absolute ``positions``
-        [B, N], or [B, 1] where all N are at one. ``mask`` [B, 1, N, S] is additive or
-        boolean (True = may attend) over the S keys the cache returns; None is plain causal
-        attention among the N pairs. ``contrasts``: how many contrastive branches are wanted; more
-        than ``contrast_levels`` raises ``ConfigError``."""
+        [B, N], or [B, 1] where all N are at one. ``mask`` [B, 1, N, S] is additive or boolean
+        (True = may attend) over the S keys the cache returns; None is plain causal attention among
+        the N pairs. ``contrasts``: how many contrastive branches are wanted; more than
+        ``contrast_levels`` raises ``ConfigError``."""
         if contrasts > self.config.contrast_levels:
             raise ConfigError(
                 f"this {self.config.method} head has {self.config.contrast_levels} contrastive "

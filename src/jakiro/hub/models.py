@@ -91,6 +91,16 @@ def may_have_tokenizer(location: str | Path) -> bool:
     return not place.is_dir() or any(any(place.glob(name)) for name in _TOKENIZER_FILES)
 
 
+def check_tokenizer(location: str | Path) -> None:
+    """Raise ``CheckpointError`` for a model's directory without a tokenizer, where text is to be
+    read. What is no model is refused as such when it is loaded."""
+    if (Path(location) / "config.json").is_file() and not may_have_tokenizer(location):
+        raise CheckpointError(
+            f"there is no tokenizer in {str(location)!r}, and commands and training read text; "
+            "save one beside the weights. In Python jakiro.load takes it, for prompts of token ids"
+        )
+
+
 def save_model(
     model: PreTrainedModel,
     directory: Path,

@@ -222,7 +222,7 @@ class Target:
         if not all(0 <= layer < self.num_layers for layer in needs.layers):
             raise ConfigError(
                 f"streams can be read at the layers 0 to {self.num_layers - 1} of this target, not "
-                f"at {', '.join(map(str, needs.layers))}"
+                f"at {', '.join(map(str, needs.layers))}; name others, or take another drafter"
             )
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead
-from jakiro.target.features import FeatureSpec
 from jakiro.target.target import Target
 from jakiro.train.config import LossOptions
 from jakiro.train.features import teach
@@ -28,7 +27,7 @@ def judge(head: DraftHead, target: Target, batch: Batch, depth: int = 6) -> Tall
     how often the target's first choice is among the K best children of the text's own chain: what a
     tree of that width can reach, of one feature or of several. And the ``surprise``."""
     sizes = head.config
-    lesson = teach(target, batch, needs=FeatureSpec(True, sizes.reads))
+    lesson = teach(target, batch, needs=sizes.needs)
     passes = max(1, depth - sizes.contrast_levels)
     carry = carry_of(sizes, target, lesson.tokens)
     outputs = rollout(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.drafters.registry import find
 from jakiro.hub import checkpoint
-from jakiro.target.features import FeatureSpec
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
 from jakiro.train.evaluate import count_levels, judge
@@ -33,8 +32,7 @@ class FeatureHead(Learner):
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         self.sizes = head_config(target, config)
-        self._needs = FeatureSpec(True, self.sizes.reads)
-        target.check_features(self._needs)
+        target.check_features(self.sizes.needs)
         super().__init__(target, config)
 
     def build(self) -> DraftHead:
@@ -59,7 +57,7 @@ class FeatureHead(Learner):
         ).double()
 
     def loss(self, batch: Batch, totals: Tensor, seed: int) -> Outcome:
-        lesson = teach(self.target, batch, self.config.noise, seed, self._needs)
+        lesson = teach(self.target, batch, self.config.noise, seed, self.sizes.needs)
         outputs = rollout(
             self.module,
             lesson.embeddings,

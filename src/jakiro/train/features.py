@@ -19,8 +19,8 @@ class Lesson:
 
     ``tokens`` [B, N], as ``embeddings`` [B, N, H], and ``inputs`` [B, N, F] go into the head, F
     being H and more where it reads streams besides; ``features`` [B, T, H] are what it should
-    predict. ``wanted`` [B, T]: feature s is predicted
-    where the token s + 1, which it decides, carries loss.
+    predict. ``wanted`` [B, T]: feature s is predicted where the token s + 1, which it decides,
+    carries loss.
     """
 
     tokens: Tensor
@@ -42,13 +42,12 @@ def teach(
     last features only."""
     ids = batch.ids.to(target.device)
     lengths = batch.lengths.to(target.device)
-    every = target.features(ids, lengths, needs)
-    *below, features = every.split(target.hidden_size, -1)
+    *below, features = target.features(ids, lengths, needs).split(target.hidden_size, -1)
     inputs = features[:, :-1]
     if noise:
         inputs = add_noise(inputs, batch, noise, seed)
     if below:
-        inputs = torch.cat([every[:, :-1, : -target.hidden_size], inputs], -1)
+        inputs = torch.cat([*(stream[:, :-1] for stream in below), inputs], -1)
     places = wanted(batch.carries_loss).to(ids.device)
     return Lesson(ids[:, 1:], target.embed(ids[:, 1:]), inputs, features, places)
 

@@ -14,6 +14,8 @@ import torch
 from jakiro.api import load
 from jakiro.engine.engine import Engine
 from jakiro.errors import CheckpointError, ConfigError, DataError
+from jakiro.hub.bundled import target_location
+from jakiro.hub.models import check_tokenizer
 from jakiro.sampling.params import SamplingParams
 from jakiro.train.config import TrainConfig, Work
 from jakiro.train.cost import Cost
@@ -49,10 +51,12 @@ def train(
     """Train what ``config.method`` names for ``target`` (a directory or a hub name) on the JSONL
     files ``data`` and leave it in ``out``; see ``Trainer``. With ``answers`` the target first
     writes its own answers to the conversations, sampled so. Both parts go on where an earlier run
-    into ``out`` stopped. Processes started by ``torchrun`` share the work.
+    into ``out`` stopped. Processes started by ``torchrun`` share the work. Raises
+    ``CheckpointError`` for a directory without a tokenizer, and what ``Trainer`` raises.
     """
     if not data:
         raise ConfigError("no data: give at least one JSONL file")
+    check_tokenizer(target_location(target))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
