@@ -58,3 +58,12 @@ def test_what_drafts_do_not_have_is_not_paid_for() -> None:
     rest = prices.cycle_ms(size) - prices.draft_ms(size)
     assert rest[3] == pytest.approx([11.0, 11.0, 12.0, 14.0])
     assert before[3, 3] == pytest.approx(12 + 18)
+
+
+def test_a_draft_that_is_cut_is_measured_by_what_it_might_have_had() -> None:
+    """Near the end of an answer the whole has one level, of four nodes, and is full with them."""
+    prices, size = Prices(PLAN, COSTS), Size(Pace())
+    before = prices.cycle_ms(size)
+    for _ in range(200):
+        prices.count((3, 3), most=1, made=1, num_nodes=5)
+    assert prices.cycle_ms(size) == pytest.approx(before)

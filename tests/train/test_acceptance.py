@@ -89,7 +89,8 @@ def test_a_run_leaves_a_head_that_finds_its_model(
     settings = config(draft, steps=40, save_every=10)
     with pytest.raises(KeyboardInterrupt):
         Trainer(engine.target, samples, settings, out).run(watch)
-    Trainer(engine.target, samples, settings, out).run(watch)
+    again = config(draft / ".." / draft.name, steps=40, save_every=10)
+    Trainer(engine.target, samples, again, out).run(watch)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     notes = checkpoint.read_config(out)["notes"]
     assert notes["training"]["acceptance"]["draft_model"] == notes["draft_model"]["path"] == ".."
@@ -106,6 +107,8 @@ def test_a_run_leaves_a_head_that_finds_its_model(
     other.save_pretrained(draft)
     with pytest.raises(PairMismatch, match="made for another draft model: embedding_sha256"):
         load(tmp_path / "target", out)
+    with pytest.raises(ConfigError, match=r"another run: acceptance\.draft_model was"):
+        Trainer(engine.target, samples, settings, out).run()
 
 
 def test_it_is_for_a_draft_model(target: Target) -> None:

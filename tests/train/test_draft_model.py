@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jakiro.train.draft_model import Distillation, small_model
 from jakiro.train.frozen import CHUNK_ELEMENTS
 from jakiro.train.history import History
 from jakiro.train.learner import readings
+from jakiro.train.run import quantised
 from jakiro.train.samples import Samples
 from jakiro.train.trainer import HISTORY_FILE, Trainer
 from tests.families import FAMILIES
@@ -98,6 +100,24 @@ def test_sizes_are_those_asked_for(target: Target) -> None:
         small_model(target, ModelOptions(hidden_size=20))
     with pytest.raises(ConfigError, match="would have 3 layers, the target has 2"):
         small_model(target, ModelOptions(num_layers=3))
+
+
+def test_a_small_gpt2_has_its_own_width_and_no_dropout() -> None:
+    """Dropout draws from what no state keeps."""
+    model = FAMILIES["gpt2"]()
+    model.config.update({"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1})
+    small = small_model(Target(model), ModelOptions(num_layers=1, mlp_size=24))
+    assert small.state_dict()["transformer.h.0.mlp.c_fc.weight"].shape[1] == 24
+    drops = [each.p for each in small.modules() if isinstance(each, torch.nn.Dropout)]
+    assert drops and not any(drops)
+
+
+def test_a_target_in_int8_gives_its_layers(target: Target) -> None:
+    pytest.importorskip("torchao")
+    narrow = Target(quantised(copy.deepcopy(target.model)))
+    small, whole = small_model(narrow, ModelOptions(num_layers=1)), target.model.state_dict()
+    for name, tensor in small.state_dict().items():
+        assert (tensor - whole[name]).abs().max() <= whole[name].abs().max() / 100, name
 
 
 def test_it_learns(target: Target, samples: Samples, out: Path) -> None:

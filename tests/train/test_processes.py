@@ -63,8 +63,8 @@ with joined() as processes:
 
 
 OTHERS = [
-    short(method="medusa", steps=4),
-    short(method="draft_model", steps=4, model=ModelOptions(num_layers=1)),
+    short(method="medusa", steps=4, unroll=1),
+    short(method="draft_model", steps=4, unroll=1, model=ModelOptions(num_layers=1)),
 ]
 """The other learners, briefly."""
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import jakiro
 from jakiro.cli.train import train
 from jakiro.drafters.feature import FeatureDrafter
-from jakiro.errors import DataError, TargetRefused
+from jakiro.errors import ConfigError, DataError, TargetRefused
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
@@ -127,7 +127,16 @@ def test_bad_data_stops_before_anything_is_written(directory: Path) -> None:
     places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
     result = invoke(*places, "--out", str(directory / "head"), *QUICK)
     assert isinstance(result.exception, DataError)
-    assert not list((directory / "head").glob("*"))
+    assert [path.name for path in (directory / "head").iterdir()] == [".lock"]
+
+
+def test_the_target_is_not_written_over(directory: Path) -> None:
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    before = (directory / "target" / "config.json").read_bytes()
+    result = invoke(*places, "--out", str(directory / "target"), *QUICK)
+    assert isinstance(result.exception, ConfigError)
+    assert "holds a model that no training has left there" in str(result.exception)
+    assert (directory / "target" / "config.json").read_bytes() == before
 
 
 def test_help_does_not_import_torch() -> None:

@@ -17,7 +17,7 @@ import torch
 from jakiro.errors import CheckpointError, ConfigError, JakiroError, PairMismatch
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
-from jakiro.train.config import HeadOptions, TrainConfig
+from jakiro.train.config import HeadOptions, ModelOptions, TrainConfig
 from jakiro.train.history import History, draw
 from jakiro.train.samples import Samples
 from jakiro.train.trainer import HISTORY_FILE, STATE_FILE, Progress, Trainer
@@ -242,6 +242,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"precision": "int8"}, "precision must be float32 or bfloat16"),
+        ({"seed": 2**64}, "seed must be an integer in 0..4294967295"),
     ],
 )
 def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> None:
@@ -250,9 +251,50 @@ def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> 
     assert isinstance(caught.value, JakiroError)
 
 
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("medusa", {"unroll": 2}, "training of medusa has no use for unroll, got 2"),
+        ("draft_model", {"head": HeadOptions(64)}, "training of draft_model has no use for head"),
+        ("jakiro", {"model": ModelOptions(1)}, "training of jakiro has no use for model"),
+    ],
+)
+def test_settings_of_other_methods_are_refused(
+    method: str, change: dict[str, Any], message: str, target: Target, samples: Samples, out: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(target, samples, short(**{"method": method, "unroll": 1, **change}), out)
+
+
 def test_directories_of_the_user_stay(tmp_path: Path, target: Target, samples: Samples) -> None:
-    for name in ("training-data", "training-4"):
-        (tmp_path / name).mkdir()
+    files = ("training-data/notes.txt", "training-2024/notes.txt", "training-4/__0_0.distcp")
+    for name in files:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("something")
     Trainer(target, samples, short(steps=1), tmp_path).run()
-    assert (tmp_path / "training-data").is_dir()
-    assert not (tmp_path / "training-4").exists()
+    assert [(tmp_path / name).exists() for name in files] == [True, True, False]
+
+
+def test_a_run_that_diverges_keeps_what_it_saved(
+    target: Target, samples: Samples, out: Path
+) -> None:
+    def spoil(progress: Progress) -> None:
+        if progress.step == 6:
+            weight.data.fill_(float("nan"))
+
+    trainer = Trainer(target, samples, short(), out)
+    weight = next(trainer.learner.module.parameters())
+    with pytest.raises(ConfigError, match=r"the loss is nan at step 7.* a lower --lr than 0\.001"):
+        trainer.run(spoil)
+    assert checkpoint.read_config(out)["notes"]["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in checkpoint.load(out).state_dict().values())
+
+    def spoil_at_last(progress: Progress) -> None:
+        if progress.step == 8:
+            weight.data.fill_(float("inf"))
+
+    trainer = Trainer(target, samples, short(), out)
+    weight = next(trainer.learner.module.parameters())
+    with pytest.raises(ConfigError, match="weights are not finite at step 8"):
+        trainer.run(spoil_at_last)
+    assert checkpoint.read_config(out)["notes"]["step"] == 4

@@ -47,6 +47,7 @@ class AcceptanceLearner(Learner):
     stands before a draft is not all drafted."""
 
     module: AcceptanceHead
+    options = frozenset({"acceptance"})
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         target.check_features()
@@ -63,6 +64,10 @@ class AcceptanceLearner(Learner):
     def build(self) -> AcceptanceHead:
         sizes = (self.draft.hidden_size, self.config.acceptance.num_blocks)
         return AcceptanceHead(AcceptanceConfig(self.config.method, *sizes))
+
+    def identity(self) -> dict[str, Any]:
+        # The model may be named in other words, and another may come to lie in its place.
+        return {"acceptance": {**asdict(self.config.acceptance), "draft_model": self._digest}}
 
     def counts(self, batch: Batch) -> Tensor:
         return batch.carries_loss[:, 1:].sum().double()[None]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from jakiro.drafters import registry
-from jakiro.errors import ConfigError, UnknownName
+from jakiro.errors import ConfigError, UnknownName, check_int
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class TrainConfig:
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision must be float32 or bfloat16, got {self.precision!r}")
         at_least(self, batch_tokens=1, unroll=1, save_every=1, length=4)
-        at_least(self, warmup=0, held_out=0, seed=0)
+        at_least(self, warmup=0, held_out=0)
+        check_int("seed", self.seed, 0, 2**32 - 1)
         if self.steps is not None:
             at_least(self, steps=1)
         for name in ("epochs", "lr", "clip_value"):

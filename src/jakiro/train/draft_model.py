@@ -50,6 +50,7 @@ class Distillation(Distiller):
     """A student of a few layers, which the target teaches."""
 
     module: _Student
+    options = frozenset({"model"})
 
     def build(self) -> _Student:
         model = small_model(self.target, self.config.model)
@@ -76,7 +77,11 @@ def small_model(target: Target, options: ModelOptions) -> PreTrainedModel:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: options.num_layers]
     if options.mlp_size is not None:
-        config.intermediate_size = options.mlp_size
+        setattr(config, _mlp_field(config), options.mlp_size)
+    for name in vars(config):
+        # A resumed run must be the same run, and the noise of dropout is not part of its state.
+        if name.endswith(("dropout", "pdrop")):
+            setattr(config, name, 0.0)
     if options.hidden_size is not None:
         _narrow(config, options.hidden_size)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -84,8 +89,19 @@ def small_model(target: Target, options: ModelOptions) -> PreTrainedModel:
     with torch.no_grad():
         for name, tensor in own.items():
             if name in known and known[name].shape == tensor.shape:
-                tensor.copy_(known[name])
+                tensor.copy_(known[name].dequantize())  # what is not quantised stays as it is
     return model
+
+
+def _mlp_field(config: Any) -> str:
+    """Where a config says the inner width of its MLPs."""
+    for name in ("intermediate_size", "n_inner", "ffn_dim"):
+        if hasattr(config, name):
+            return name
+    raise ConfigError(
+        f"mlp_size cannot be set: a {config.model_type} does not say the width of its MLPs under a "
+        "known name; leave it out"
+    )
 
 
 def _narrow(config: Any, hidden_size: int) -> None:

@@ -29,6 +29,7 @@ class FeatureHead(Learner):
     """A draft head that predicts the target's features."""
 
     module: DraftHead
+    options = frozenset({"head", "loss", "noise", "unroll"})
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         self.sizes = head_config(target, config)

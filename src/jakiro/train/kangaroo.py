@@ -38,6 +38,7 @@ class AdapterLearner(Distiller):
     """An adapter whose last norm starts as the target's."""
 
     module: _Adapted
+    options = frozenset({"model"})
 
     @property
     def reads(self) -> int:

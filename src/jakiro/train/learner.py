@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from jakiro.errors import ConfigError
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
 from jakiro.train.samples import Batch
@@ -20,6 +21,10 @@ Tally = dict[str, Tensor]
 ``alpha`` is common to all learners: of the greedy chains (or paths) that start at every position,
 how many were accepted at each depth, and how many got there and had a token left to be judged at.
 """
+
+
+METHOD_OPTIONS = frozenset({"acceptance", "head", "loss", "model", "noise", "one_shot", "unroll"})
+"""Settings of a ``TrainConfig`` that only some methods have."""
 
 
 class Outcome(NamedTuple):
@@ -37,17 +42,31 @@ class Learner(ABC):
     """
 
     module: nn.Module
+    options: frozenset[str]
+    """Which of ``METHOD_OPTIONS`` it reads."""
     recompute: bool = False
     """Whether ``loss`` computes again in the backward what its forward would have to keep."""
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         self.target, self.config = target, config
+        usual = TrainConfig()
+        for name in sorted(METHOD_OPTIONS - self.options):
+            if (got := getattr(config, name)) != getattr(usual, name):
+                raise ConfigError(
+                    f"training of {config.method} has no use for {name}, got {got}; leave it as it "
+                    f"is by default, {getattr(usual, name)}"
+                )
         torch.manual_seed(config.seed)
         self.module = self.build().to(target.device)
 
     @abstractmethod
     def build(self) -> nn.Module:
         """A new network of the sizes that target and config ask for, in float32."""
+
+    def identity(self) -> dict[str, Any]:
+        """Settings of the config that say less than they depend on, said fully: what must be the
+        same for a run to be continued."""
+        return {}
 
     def prepare(  # noqa: B027  most have nothing to learn from it
         self, counts: Tensor, special: Collection[int]

@@ -67,6 +67,7 @@ class MedusaLearner(Learner):
     """Heads that start as the target's own head."""
 
     module: _Taught
+    options = frozenset({"one_shot"})
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         target.check_features()

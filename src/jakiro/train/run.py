@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 
 from jakiro.api import load
 from jakiro.engine.engine import Engine
-from jakiro.errors import CheckpointError, ConfigError, DataError
+from jakiro.errors import ConfigError, DataError
 from jakiro.hub.bundled import target_location
 from jakiro.hub.models import check_tokenizer
 from jakiro.sampling.params import SamplingParams
 from jakiro.train.config import TrainConfig, Work
 from jakiro.train.cost import Cost
 from jakiro.train.data import Records, tokenise
+from jakiro.train.place import claimed
 from jakiro.train.processes import Processes, joined
 from jakiro.train.regenerate import answered, regenerate
 from jakiro.train.samples import Piece, Samples, opened, stored
@@ -52,17 +54,14 @@ def train(
     files ``data`` and leave it in ``out``; see ``Trainer``. With ``answers`` the target first
     writes its own answers to the conversations, sampled so. Both parts go on where an earlier run
     into ``out`` stopped. Processes started by ``torchrun`` share the work. Raises
-    ``CheckpointError`` for a directory without a tokenizer, and what ``Trainer`` raises.
+    ``CheckpointError`` for a target's directory without a tokenizer, and what ``claimed`` and
+    ``Trainer`` raise.
     """
     if not data:
         raise ConfigError("no data: give at least one JSONL file")
     check_tokenizer(target_location(target))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {out}: {error}") from error
     records = Records(data)
-    with joined() as processes:
+    with joined() as processes, claimed(out) if processes.is_first else nullcontext():
         engine = _load(target, config, work, processes)
         if answers is not None and processes.is_first:
             regenerate(engine, records, out / ANSWERS_FILE, answers, reports.answers)

@@ -85,8 +85,9 @@ class State:
         if self.processes.is_first:
             replace_files({self.path: partial(_write, head)})
             for found in self.path.parent.glob(f"{self.path.stem}-*"):
-                # Of other names are directories of the user.
+                # Others are directories of the user.
                 is_ours = found.name.removeprefix(f"{self.path.stem}-").isdecimal()
+                is_ours &= any(found.glob("*.distcp"))
                 if is_ours and found.name != head.get("shards"):
                     shutil.rmtree(found, ignore_errors=True)
         self.processes.wait()

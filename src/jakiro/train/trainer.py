@@ -49,7 +49,8 @@ class Trainer:
 
     A step is over the same batch, and a run therefore the same run, however ``work`` and
     ``processes`` divide it. A run that finds a ``training.pt`` continues it; a different config,
-    data set or target then raises ``ConfigError`` or ``PairMismatch``.
+    data set or target then raises ``ConfigError`` or ``PairMismatch``. One that diverges raises
+    ``ConfigError`` and leaves what it saved before.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Trainer:
         for indices in self._batches():
             loss, tally = self._step(indices)
             self.step += 1
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss}")
             pace.step(int(self._samples.lengths[indices].sum()))
             progress = Progress(
                 self.step,
@@ -189,7 +192,7 @@ class Trainer:
         """What must be the same for a run to be continued."""
         samples = self._samples
         data = {"samples": len(samples), "tokens": samples.num_tokens, "data": samples.digest}
-        return {**asdict(self.config), **data}
+        return {**asdict(self.config), **self.learner.identity(), **data}
 
     def _resume(self) -> None:
         state = self._state.read()
@@ -209,6 +212,13 @@ class Trainer:
         if self._processes.is_first:
             self._history.keep(self.step)
 
+    def _diverged(self, how: str) -> ConfigError:
+        """What to raise, before anything is written."""
+        return ConfigError(
+            f"{how} at step {self.step}: training has diverged. What was saved before stays; start "
+            f"again in another directory with a lower --lr than {self.config.lr:g}"
+        )
+
     @torch.no_grad()
     def _judge(self) -> dict[str, Any]:
         """Quality on the held-out samples."""
@@ -227,10 +237,12 @@ class Trainer:
         """Evaluate, then write the checkpoint and the state; the state last, each whole or not at
         all."""
         notes: dict[str, Any] = {"step": self.step, "training": asdict(self.config)}
+        weights = whole_weights(self.learner.module)
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise self._diverged("weights are not finite")
         if len(self._held_out):
             notes["held_out"] = self._judge()
             self._add({"step": self.step, "held_out": notes["held_out"]})
-        weights = whole_weights(self.learner.module)
         if self._processes.is_first:
             whole = self.learner.build()
             whole.load_state_dict(weights)
