@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -56,7 +57,6 @@ class Scheduler:
         self._encoding = threading.Lock()
         self._arrived: list[Stream] = []
         self._live: list[Stream] = []
-        self._deadlines: dict[Request, float] = {}
         self._token_s = 0.0
         self._ends_at: float | None = None
         self._end = "the scheduler is shutting down"
@@ -87,11 +87,10 @@ class Scheduler:
         self._check_room()
         with self._encoding:
             request = self.engine.prepare(prompt, params, [*map(_Guard, processors)], choice_index)
-        stream = Stream(request, self._wake)
+        ends_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
+        stream = Stream(request, self._wake, ends_at)
         with self._changed:
             self._check_room()
-            if deadline_s is not None:
-                self._deadlines[request] = time.monotonic() + deadline_s
             self._arrived.append(stream)
             self._changed.notify()
         return stream
@@ -188,15 +187,12 @@ class Scheduler:
         for stream in self._live:
             if stream.is_cancelled or (self._ends_at is not None and now >= self._ends_at):
                 stream.request.cancel()
-            elif now >= self._deadlines.get(stream.request, now + 1):
+            elif now >= stream.ends_at:
                 stream.request.finish("deadline")
         self._step()
         for stream in self._live:
             _explain(stream.request)
             stream.deliver()
-        over = [stream for stream in self._live if stream.request.finish_reason is not None]
-        for stream in over:
-            self._deadlines.pop(stream.request, None)
         self._live = [stream for stream in self._live if stream.request.finish_reason is None]
 
     def _step(self) -> None:

@@ -57,9 +57,11 @@ class Stream:
         RowFailed: the request could not be finished; what was good has been given out.
     """
 
-    def __init__(self, request: Request, wake: Callable[[], None]) -> None:
+    def __init__(self, request: Request, wake: Callable[[], None], ends_at: float) -> None:
         self.request = request
         """Filled by the scheduler's thread; to be read only, and whole once the stream ends."""
+        self.ends_at = ends_at
+        """Its deadline on the clock ``time.monotonic``; inf: none."""
         self.is_cancelled = False
         self._wake = wake
         self._tail = Tail(request)
