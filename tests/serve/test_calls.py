@@ -176,13 +176,22 @@ def test_only_what_is_asked_for_is_a_call() -> None:
         assert (len(said.calls), said.text) == (num_calls, "" if num_calls else twice)
 
 
-def test_the_template_sees_earlier_calls_as_objects() -> None:
-    function = {"name": "look", "arguments": '{"at": "größe"}'}
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ('{"at": "größe"}', {"at": "größe"}),
+        ("", {}),
+        ('{"at": "grö', '{"at": "grö'),
+    ],
+)
+def test_the_template_sees_earlier_calls_as_objects(given: str, seen: Any) -> None:
+    """Those that were cut as they are."""
+    function = {"name": "look", "arguments": given}
     call = {"id": "1", "type": "function", "function": function}
     turn = {"role": "assistant", "content": None, "tool_calls": [call]}
     (message,) = ChatRequest.model_validate(chat(messages=[turn])).messages
-    seen = call | {"function": {"name": "look", "arguments": {"at": "größe"}}}
-    assert message.as_template() == turn | {"tool_calls": [seen]}
+    told = call | {"function": {"name": "look", "arguments": seen}}
+    assert message.as_template() == turn | {"content": "", "tool_calls": [told]}
     asked = ChatRequest.model_validate(chat(tools=TOOLS))
     assert [tool.as_template() for tool in asked.tools_told] == TOOLS
 

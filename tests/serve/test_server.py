@@ -111,8 +111,10 @@ def test_the_official_client(
         said: Any = client.chat.completions.create(**asked, tools=tools, tool_choice="required")
         (call, *_) = said.choices[0].message.tool_calls
         assert (call.function.name, call.function.arguments) == ("wait", "{}")
-        turns = [said.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "x"}]
-        asked["messages"] = [*HELLO, *turns]
+        turn = said.choices[0].message.model_dump()
+        assert turn["content"] is turn["audio"] is None, "a turn with fields that are null"
+        found = {"role": "tool", "tool_call_id": call.id, "content": "x"}
+        asked["messages"] = [*HELLO, turn, found]
         told = client.chat.completions.create(**asked, tools=tools, tool_choice="none")
         assert told.choices[0].message.tool_calls is None
         assert [model.id for model in client.models.list()] == [NAME]

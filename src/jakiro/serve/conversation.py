@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, StringConstraints
@@ -10,12 +11,9 @@ from pydantic import AfterValidator, StringConstraints
 from jakiro.serve.fields import AnyText, Asked
 
 
-def _json_object(text: str) -> str:
-    try:
-        is_object = isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
+def _begun_object(text: str) -> str:
+    """Models are cut within an object, or write it wrong; clients send it back as it came."""
+    if text and not text.lstrip().startswith("{"):
         raise ValueError("arguments are a JSON object, as a string")
     return text
 
@@ -35,10 +33,10 @@ class TextPart(Asked):
 
 
 class Called(Asked):
-    """A function with its arguments, which are JSON in a string."""
+    """A function with its arguments, which are JSON in a string; empty: there are none."""
 
     name: FunctionName
-    arguments: Annotated[AnyText, AfterValidator(_json_object)]
+    arguments: Annotated[AnyText, AfterValidator(_begun_object)]
 
 
 class ToolCall(Asked):
@@ -47,8 +45,10 @@ class ToolCall(Asked):
     function: Called
 
     def as_template(self) -> dict[str, Any]:
-        """For a chat template: the arguments as an object."""
-        arguments = json.loads(self.function.arguments)
+        """For a chat template: the arguments as an object, or their text where it is none."""
+        arguments: Any = self.function.arguments
+        with suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments or "{}")
         return self.model_dump() | {
             "function": {"name": self.function.name, "arguments": arguments}
         }
@@ -65,8 +65,9 @@ class ChatMessage(Asked):
     tool_call_id: str | None = None
 
     def as_template(self) -> dict[str, Any]:
-        """The turn for a chat template: parts joined, absent fields left out."""
-        turn = self.model_dump(exclude_none=True) | {"content": self.content}
+        """The turn for a chat template: parts joined, absent fields left out but for the content,
+        with which templates reckon."""
+        turn = self.model_dump(exclude_none=True) | {"content": self.content or ""}
         if isinstance(self.content, list):
             turn["content"] = "".join(part.text for part in self.content)
         if self.tool_calls:
