@@ -155,7 +155,7 @@ def test_bad_ways(client: TestClient) -> None:
 
 
 def test_strangers_learn_nothing(scheduler: Scheduler) -> None:
-    app = create_app(scheduler, Settings(NAME, api_key="s3cret-key"))
+    app = create_app(scheduler, Settings(NAME, api_key=" s3cret-key\n"))
     visitor = TestClient(app)
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
         found = visitor.get("/v1/models", headers=headers)
@@ -165,7 +165,9 @@ def test_strangers_learn_nothing(scheduler: Scheduler) -> None:
     assert visitor.get("/v1/models", headers=known).status_code == 200
     assert visitor.get("/health").status_code == 200
     with pytest.raises(ConfigError, match="8 characters"):
-        Settings(NAME, api_key="short")
+        Settings(NAME, api_key="short   ")
+    with pytest.raises(ConfigError, match="ASCII"):
+        Settings(NAME, api_key="schlüssel")
 
 
 def test_a_full_house_and_a_closed_one(alone: Engine) -> None:
