@@ -59,17 +59,16 @@ BAD_FIELDS = [
     (CHAT, chat(messages="hello"), 400, "messages"),
     (CHAT, chat(temperature="hot"), 400, "temperature"),
     (CHAT, chat(temperature=-1), 400, "temperature"),
-    (CHAT, chat(temperature=1e-9), 400, "temperature"),
     (CHAT, chat(temperature=float("nan")), 400, "finite"),
     (CHAT, chat(top_p=2), 400, "top_p"),
     (CHAT, chat(n=0), 400, "n: "),
     (CHAT, chat(n=17), 400, "n: "),
-    (CHAT, chat(seed=-1), 400, "seed"),
+    (CHAT, chat(seed=-(2**63) - 1), 400, "seed"),
     (CHAT, chat(seed=2**70), 400, "seed"),
     (CHAT, chat(max_tokens=0), 400, "max_tokens"),
     (CHAT, chat(max_tokens=True), 400, "max_tokens"),
     (CHAT, chat(max_tokens=10**30), 400, "max_tokens"),
-    (CHAT, chat(min_tokens=99), 400, "min_new_tokens"),
+    (CHAT, chat(min_tokens=99), 400, "min_tokens is 99"),
     (CHAT, chat(stop=[""]), 400, "stop"),
     (CHAT, chat(logit_bias={"5": 1e9}), 400, "logit_bias"),
     (CHAT, chat(logit_bias={"-5": 1}), 400, "'-5'"),
@@ -86,6 +85,7 @@ BAD_FIELDS = [
     (CHAT, forced() | {"response_format": {"type": "json_object"}}, 400, "exclude each other"),
     (CHAT, forced() | {"min_tokens": 3}, 400, "min_tokens"),
     (CHAT, chat(messages=[called("[" * 9000)]), 400, "arguments are a JSON object"),
+    (CHAT, chat(messages=[called("3")]), 400, "arguments are a JSON object"),
     (CHAT, chat(jakiro={"deadline_s": 0}), 400, "deadline_s"),
     (CHAT, chat(messages=[{"role": "user", "content": "x" * 5000}]), 400, "4095 at most"),
     (CHAT, schema({"type": "nonsense"}), 400, "nonsense"),
@@ -95,6 +95,8 @@ BAD_FIELDS = [
     (CHAT, schema(3), 400, "schema"),
     (CHAT, schema({"type": "object"}) | {"ignore_eos": True}, 400, "ignore_eos"),
     (CHAT, chat(response_format={"type": "xml"}), 400, "response_format"),
+    (CHAT, chat(response_format={"type": "json_schema"}), 400, "response_format"),
+    (CHAT, schema({}) | {"stream_options": {"include_obfuscation": True}}, 400, "obfuscation"),
     (TEXT, text(prompt=""), 400, "empty"),
     (TEXT, text(prompt=[]), 400, "prompt"),
     (TEXT, text(prompt=[[]]), 400, "empty"),
@@ -122,6 +124,29 @@ def test_bad_fields(client: TestClient, path: str, body: Any, status: int, told:
     sent = json.dumps(body).encode()
     found = client.post(path, content=sent, headers={"content-type": "application/json"})
     assert told in problem(found, status)["message"]
+
+
+FIELDS = [
+    (TEXT, text(min_tokens=9), "min_tokens", "may have 4 tokens"),
+    (TEXT, text(prompt=["a"] * 20), "prompt", "20 answers"),
+    (CHAT, chat(stop=""), "stop", "at least 1 character"),
+    (CHAT, chat(top_logprobs=2), "top_logprobs", "needs logprobs: true"),
+    (CHAT, chat(tool_choice={"type": "function"}), "tool_choice", "tool_choice.function: Field"),
+    (
+        CHAT,
+        chat(response_format={"type": "json_schema", "json_schema": {}}),
+        "response_format.json_schema.name",
+        "required",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "told"), FIELDS)
+def test_the_field_is_named(
+    client: TestClient, path: str, body: Any, param: str, told: str
+) -> None:
+    error = problem(client.post(path, json=body), 400)
+    assert error["param"] == param and told in error["message"]
 
 
 BAD_BODIES = [

@@ -52,7 +52,7 @@ def serve(
         float | None, typer.Option(help="Seconds after which an answer ends with what there is.")
     ] = None,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest prompt. Default: what the target can read.")
+        int | None, typer.Option(min=1, help="Longest prompt. Default: what there is room for.")
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Longest request.")] = 1 << 20,
     grace_s: Annotated[

@@ -203,6 +203,12 @@ class Engine:
         self._batch.limits = limits
 
     @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer for which context and cache have room beside a draft."""
+        context, limit = self.target.context_length, self.limits.kv_tokens
+        return context if limit is None else min(context, limit - self.policy.plan.budget)
+
+    @property
     def num_rows(self) -> int:
         """Requests being answered."""
         return len(self._batch.rows)

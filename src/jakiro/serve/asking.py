@@ -8,23 +8,31 @@ from typing import Any
 
 from jakiro.engine.engine import Engine
 from jakiro.errors import ConfigError
-from jakiro.sampling.params import SamplingParams
+from jakiro.sampling.params import MIN_TEMPERATURE, SamplingParams
 from jakiro.serve import calls
 from jakiro.serve.constrain import Grammar
 from jakiro.serve.conversation import ChatMessage, Tool
 from jakiro.serve.errors import ApiError
-from jakiro.serve.schema import AsSchema, Sampled
+from jakiro.serve.schema import NUM_SEEDS, Sampled
 
 
-def sampling_params(
-    asked: Sampled, num_wanted: int, num_alternatives: int | None
-) -> SamplingParams:
-    """The settings of ``asked``, with the defaults of the OpenAI API. All choices of one request
-    share a seed, drawn here if none is given. Raises ``ConfigError``."""
+def sampling_params(asked: Sampled, room: int) -> SamplingParams:
+    """The settings of ``asked`` for one prompt that leaves ``room`` tokens for an answer, with the
+    defaults of the OpenAI API. All choices of the prompt share a seed, drawn here if none is given;
+    what is nearly greedy is greedy. Raises ``ApiError`` and ``ConfigError``."""
     stop = asked.stop or ()
+    num_wanted, min_tokens = min(asked.num_wanted or room, room), asked.min_tokens or 0
+    if min_tokens > num_wanted:
+        raise ApiError(
+            400,
+            f"min_tokens is {min_tokens}, but the answer may have {num_wanted} tokens; lower it "
+            "or raise max_tokens",
+            param="min_tokens",
+        )
+    temperature = 1.0 if asked.temperature is None else asked.temperature
     return SamplingParams(
         max_new_tokens=num_wanted,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
+        temperature=0.0 if temperature < MIN_TEMPERATURE else temperature,
         top_k=max(0, asked.top_k or 0),
         top_p=1.0 if asked.top_p is None else asked.top_p,
         min_p=asked.min_p or 0.0,
@@ -35,9 +43,9 @@ def sampling_params(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(asked.stop_token_ids or ()),
         ignore_eos=bool(asked.ignore_eos),
-        seed=secrets.randbits(63) if asked.seed is None else asked.seed,
-        min_new_tokens=asked.min_tokens or 0,
-        logprobs=num_alternatives,
+        seed=secrets.randbelow(NUM_SEEDS) if asked.seed is None else asked.seed % NUM_SEEDS,
+        min_new_tokens=min_tokens,
+        logprobs=asked.num_alternatives,
         draft=asked.is_drafted,
         trace=asked.is_traced,
     )
@@ -80,7 +88,8 @@ def grammar_of(asked: Sampled, tokenizer: Any) -> Grammar | None:
             told = "tool_choice asks for a tool that is not among tools"
             raise ApiError(400, told, param="tool_choice")
         return calls.grammar(forced, asked.is_single_call, tokenizer)
-    given = wanted.json_schema.json_schema if isinstance(wanted, AsSchema) else None
+    named = None if wanted is None else wanted.json_schema
+    given = None if named is None else named.json_schema
     return Grammar.of_schema({"type": "object"} if given is None else given)
 
 

@@ -108,11 +108,8 @@ def of_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     if any(problem["type"] == "json_invalid" for problem in problems):
         reason = problems[0].get("ctx", {}).get("error", "")
         return ApiError(400, f"the body is not JSON: {reason}", code="bad_json")
-    reasons: list[str] = []
-    for problem in problems:
-        reason = f"{_place(problem['loc'])}: {_complaint(problem)}"
-        if reason not in reasons:
-            reasons.append(reason)
+    told = (f"{_place(problem['loc'])}: {_complaint(problem)}" for problem in problems)
+    reasons = list(dict.fromkeys(told))
     more = len(reasons) - _MAX_REASONS
     message = "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
     return ApiError(400, message, param=_place(problems[0]["loc"]))
@@ -164,7 +161,7 @@ def _place(loc: Sequence[Any]) -> str:
     return ".".join(part for part in parts if "[" not in part and part not in _BRANCHES) or "body"
 
 
-_BRANCHES = frozenset({"str", "int", "float", "bool", "NamedTool"})
+_BRANCHES = frozenset({"str", "constrained-str", "int", "float", "bool", "NamedTool"})
 
 
 def _complaint(problem: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ Fields that would change the answer and are not listed here are refused, not ign
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jakiro.serve.conversation import ChatMessage, NamedTool, Tool
 from jakiro.serve.fields import AnyText, Asked, NonEmpty
@@ -17,11 +17,12 @@ from jakiro.serve.idle import Idle
 MAX_CHOICES = 16
 """``n``, and prompts of one request: each is a row of its own."""
 MAX_TOKENS = 2**31 - 1
-MAX_SEED = 2**63 - 1
+NUM_SEEDS = 2**63
 
 
 class StreamOptions(Asked):
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
     continuous_usage_stats: bool | None = None
 
 
@@ -43,20 +44,15 @@ class NamedSchema(Asked):
     strict: bool | None = None
 
 
-class AsText(Asked):
-    type: Literal["text"]
+class ResponseFormat(Asked):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
 
-
-class AsJson(Asked):
-    type: Literal["json_object"]
-
-
-class AsSchema(Asked):
-    type: Literal["json_schema"]
-    json_schema: NamedSchema
-
-
-ResponseFormat = Annotated[AsText | AsJson | AsSchema, Field(discriminator="type")]
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with the type json_schema, and neither without it")
+        return self
 
 
 class Sampled(Idle):
@@ -66,7 +62,7 @@ class Sampled(Idle):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    seed: int | None = Field(None, ge=-NUM_SEEDS, lt=NUM_SEEDS)
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     stop: NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)] | None = None
@@ -98,6 +94,16 @@ class Sampled(Idle):
         return self.n or 1
 
     @property
+    def num_wanted(self) -> int | None:
+        """Tokens of an answer at most; None: as many as there is room for."""
+        return self.max_tokens
+
+    @property
+    def num_alternatives(self) -> int | None:
+        """Alternatives to report per token; None: no log-probabilities at all."""
+        return None
+
+    @property
     def shows_usage(self) -> bool:
         """The stream ends with the counts of tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -126,7 +132,7 @@ class Sampled(Idle):
 
     @property
     def wants_json(self) -> bool:
-        return not isinstance(self.response_format, AsText | None)
+        return self.response_format is not None and self.response_format.type != "text"
 
     @property
     def deadline_s(self) -> float | None:
@@ -152,13 +158,19 @@ class ChatRequest(Sampled):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
+    @field_validator("top_logprobs")
+    @classmethod
+    def _check_top_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs: true")
+        return value
+
     @property
     def num_wanted(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def num_alternatives(self) -> int | None:
-        """Alternatives to report per token; None: no log-probabilities at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
@@ -188,8 +200,8 @@ class CompletionRequest(Sampled):
     prompt: (
         AnyText
         | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[AnyText], Field(min_length=1, max_length=MAX_CHOICES)]
-        | Annotated[list[list[int]], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[AnyText], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
 

@@ -13,8 +13,7 @@ from anyio.to_thread import run_sync
 
 import jakiro
 from jakiro.engine.scheduler import Scheduler
-from jakiro.errors import ConfigError, PromptError
-from jakiro.sampling.params import SamplingParams
+from jakiro.errors import ConfigError, PromptError, check_int
 from jakiro.serve import asking, logs
 from jakiro.serve.constrain import Compiled, Grammars
 from jakiro.serve.conversation import ChatMessage, Tool
@@ -44,12 +43,13 @@ class Service:
         self.created = int(time.time())
         self.fingerprint = f"jakiro-{jakiro.__version__}"
         self.metrics = Metrics(settings.model_name, scheduler)
-        target = self.engine.target
-        self.max_prompt_tokens = min(
-            settings.max_prompt_tokens or target.context_length, target.context_length - 1
-        )
+        if (limit := self.engine.limits.kv_tokens) is not None:
+            # A draft, and a token each of prompt and answer.
+            check_int("kv_tokens", limit, self.engine.policy.plan.budget + 2)
+        room = self.max_model_len - 1
+        self.max_prompt_tokens = min(settings.max_prompt_tokens or room, room)
         ends = sorted(self.engine.eos_ids)
-        self._grammars = Grammars(self.engine.tokenizer, target.vocab_size, ends)
+        self._grammars = Grammars(self.engine.tokenizer, self.engine.target.vocab_size, ends)
         self._tokenizing = Lock()
         self._num_open = 0
         self._reading: set[asyncio.Task[None]] = set()
@@ -57,27 +57,28 @@ class Service:
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together."""
-        return self.engine.target.context_length
+        return self.engine.max_length
 
     async def chat(self, asked: ChatRequest) -> Job:
         """Start the answers to a conversation. Raises ``ApiError`` and what the engine raises."""
         self.check_model(asked.model)
         ids = await self.encode_conversation(asked.messages, asked.tools_told)
         self._check_length(ids, "messages")
-        room = self.engine.target.context_length - len(ids)
-        params = asking.sampling_params(asked, asked.num_wanted or room, asked.num_alternatives)
-        return await self._start("chatcmpl", asked, [ids], params)
+        return await self._start("chatcmpl", asked, [ids])
 
     async def complete(self, asked: CompletionRequest) -> Job:
         """Start the answers to one or more prompts. Raises as ``chat``."""
         self.check_model(asked.model)
+        num_choices = len(asked.prompts) * asked.num_choices
+        if num_choices > MAX_CHOICES:
+            told = f"{num_choices} answers at once are too many; ask for {MAX_CHOICES} at most"
+            raise ApiError(400, told, param="prompt")
         prompts = []
         for prompt in asked.prompts:
             ids = await self._tokenized(self.engine.encode, prompt)
             self._check_length(ids, "prompt")
             prompts.append(ids)
-        params = asking.sampling_params(asked, asked.num_wanted, asked.num_alternatives)
-        return await self._start("cmpl", asked, prompts, params)
+        return await self._start("cmpl", asked, prompts)
 
     async def encode(self, text: str, is_special: bool) -> list[int]:
         """Token ids of a text, with or without the special tokens around it."""
@@ -113,18 +114,12 @@ class Service:
                 code="model_not_found",
             )
 
-    async def _start(
-        self, kind: str, asked: Sampled, prompts: list[list[int]], params: SamplingParams
-    ) -> Job:
+    async def _start(self, kind: str, asked: Sampled, prompts: list[list[int]]) -> Job:
         num_choices = len(prompts) * asked.num_choices
-        if num_choices > MAX_CHOICES:
-            raise ApiError(
-                400, f"{num_choices} answers at once are too many; ask for {MAX_CHOICES} at most"
-            )
         grammar = asking.grammar_of(asked, self.engine.tokenizer)
         compiled = None if grammar is None else await run_sync(self._grammars.compile, grammar)
         self._check_open(num_choices)
-        choices = self._submitted(asked, prompts, params, compiled)
+        choices = self._submitted(asked, prompts, compiled)
         job = Job(f"{kind}-{secrets.token_hex(12)}", sum(map(len, prompts)), choices)
         self._num_open += num_choices
         task = asyncio.ensure_future(self._follow(job))
@@ -133,17 +128,14 @@ class Service:
         return job
 
     def _submitted(
-        self,
-        asked: Sampled,
-        prompts: list[list[int]],
-        params: SamplingParams,
-        compiled: Compiled | None,
+        self, asked: Sampled, prompts: list[list[int]], compiled: Compiled | None
     ) -> list[Choice]:
         """All choices, handed to the scheduler; none if one of them is refused."""
         choices: list[Choice] = []
         deadlines = [each for each in (asked.deadline_s, self.settings.deadline_s) if each]
         try:
             for ids in prompts:
+                params = asking.sampling_params(asked, self.max_model_len - len(ids))
                 for number in range(asked.num_choices):
                     own = None if compiled is None else compiled.constraint(len(ids))
                     stream = self.scheduler.submit(
