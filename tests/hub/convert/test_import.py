@@ -83,6 +83,17 @@ def test_settings_come_from_tensors_and_config(method: str, tmp_path: Path, targ
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("rope", [{}, {"rope_type": "default"}])
+def test_the_rotary_base_as_transformers_5_writes_it(
+    rope: dict[str, Any], tmp_path: Path, target: Target
+) -> None:
+    tensors, config = published("eagle2")
+    config["rope_parameters"] = {**rope, "rope_theta": config.pop("rope_theta")}
+    synthetic.write(tmp_path / "in", tensors, config)
+    convert(tmp_path / "in", target)
+    assert checkpoint.read_config(tmp_path / "out")["head"]["rope_theta"] == 500000.0
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
@@ -277,6 +288,14 @@ Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
         (lambda t, c: c.update(head_dim=16), "head_dim 8 .* but config.json says 16"),
         (lambda t, c: c.update(hidden_act="relu"), "hidden_act 'relu'"),
         (lambda t, c: c.update(rope_scaling={"type": "linear"}), "rope_scaling {'type': 'linear'}"),
+        (
+            lambda t, c: c.update(rope_parameters={"rope_theta": 1e4, "rope_type": "llama3"}),
+            "rope_parameters {'rope_theta': 10000.0, 'rope_type': 'llama3'}",
+        ),
+        (
+            lambda t, c: c.update(rope_parameters={"partial_rotary_factor": 0.5}),
+            "rope_parameters {'partial_rotary_factor': 0.5}",
+        ),
         (lambda t, c: c.update(num_hidden_layers=2), "num_hidden_layers 2"),
     ],
 )

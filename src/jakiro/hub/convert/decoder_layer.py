@@ -59,7 +59,7 @@ def head_config(
         "hidden_size": hidden,
         "expert_size": source.matrix(expert)[0],
         "vocab_size": target.vocab_size,
-        "rope_theta": float(source.config.get("rope_theta") or 10000.0),
+        "rope_theta": _rope_theta(source),
         "rms_norm_eps": float(source.config.get("rms_norm_eps") or 1e-6),
         "fc_bias": "fc.bias" in source.tensors,
         "qkv_bias": "layers.0.self_attn.q_proj.bias" in source.tensors,
@@ -115,6 +115,19 @@ def _check_settings(source: Source) -> None:
                 f"{source.directory}: config.json has {name} {value!r}, which these heads do not "
                 f"have here; supported: {' or '.join(repr(each) for each in values)}"
             )
+
+
+def _rope_theta(source: Source) -> float:
+    """The rotary base, which ``transformers`` 5 writes into ``rope_parameters``. Raises
+    ``CheckpointError`` where these say more of the rotation."""
+    stated = source.config.get("rope_parameters") or {}
+    theta = stated.get("rope_theta")
+    if not stated.items() <= {"rope_theta": theta, "rope_type": "default"}.items():
+        raise CheckpointError(
+            f"{source.directory}: config.json has rope_parameters {stated!r}, which these heads do "
+            "not have here; supported: rope_theta, with the rope_type 'default'"
+        )
+    return float(theta or source.config.get("rope_theta") or 10000.0)
 
 
 def _check_target(source: Source, target: Target, hidden: int) -> None:
