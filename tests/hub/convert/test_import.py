@@ -387,6 +387,14 @@ def test_truncated_files_are_refused(layout: str, kept: int, tmp_path: Path) -> 
         read_source(tmp_path / "in")
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02J\x01", b"\x80\x02)R."])
+def test_pickles_that_end_their_reader_in_its_own_ways(content: bytes, tmp_path: Path) -> None:
+    """Nothing to pop, a number cut short, a call of nothing."""
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged or truncated"):
+        read_source(tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["pytorch_model.bin", "model.safetensors"])
 def test_pointers_of_git_lfs_are_told(layout: str, tmp_path: Path) -> None:
     (tmp_path / layout).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
