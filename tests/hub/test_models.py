@@ -15,7 +15,7 @@ from jakiro.api import load
 from jakiro.drafters.draft_model import DraftModel
 from jakiro.errors import CheckpointError, PairMismatch, PromptError, TargetRefused
 from jakiro.hub.bundled import usable_drafters
-from jakiro.hub.models import save_model
+from jakiro.hub.models import load_tokenizer, save_model
 from jakiro.sampling.params import SamplingParams
 from tests.families import llama_like
 from tests.train.support import VOCABULARY, tiny_target, word_tokenizer
@@ -125,3 +125,10 @@ def test_no_room_for_temporary_files_is_said_and_leaves_nothing(
     with pytest.raises(CheckpointError, match=r"cannot save .*out: .*temporary.*TMPDIR"):
         save_model(small(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_of_several_templates_is_saved_with_all(tmp_path: Path) -> None:
+    tokenizer, templates = word_tokenizer(), {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    tokenizer.chat_template = templates
+    save_model(small(), tmp_path / "out", tokenizer)
+    assert load_tokenizer(tmp_path / "out").chat_template == templates

@@ -116,8 +116,11 @@ def save_model(
             if tokenizer is not None:
                 tokenizer.save_pretrained(scratch)
             (scratch / NOTES_FILE).write_text(json.dumps(dict(notes or {}), indent=2) + "\n")
-            made = sorted(scratch.iterdir())
-            replace_files({directory / path.name: partial(copyfile, path) for path in made})
+            # Of several chat templates all but one are in a directory of their own.
+            made = sorted(path for path in scratch.rglob("*") if path.is_file())
+            replace_files(
+                {directory / path.relative_to(scratch): partial(copyfile, path) for path in made}
+            )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot save {directory}: its files could not be prepared in the directory for "
