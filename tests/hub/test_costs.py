@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def test_kept_by_everything_in_the_key(place: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("JAKIRO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_directory() == Path("/somewhere/jakiro")
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("JAKIRO_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    keep_costs({"threads": 2}, {"a": 1})
+    assert read_costs({"threads": 2}) is None
 
 
 def test_a_machine_is_measured_once_and_again_if_the_file_is_broken(

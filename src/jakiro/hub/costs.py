@@ -18,7 +18,8 @@ CACHE_VARIABLE = "JAKIRO_CACHE"
 
 
 def cache_directory() -> Path:
-    """``$JAKIRO_CACHE``, else ``jakiro`` in the user's cache (``$XDG_CACHE_HOME``)."""
+    """``$JAKIRO_CACHE``, else ``jakiro`` in the user's cache (``$XDG_CACHE_HOME``). Raises
+    ``RuntimeError`` where the user has no home directory."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given)
@@ -29,7 +30,7 @@ def read_costs(key: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was kept for ``key``, plain data; None where nothing is, or the file is broken."""
     try:
         record = json.loads(_place(key).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return None
     is_whole = isinstance(record, dict) and record.get("key") == key
     costs = record.get("costs") if is_whole else None
@@ -40,7 +41,7 @@ def keep_costs(key: Mapping[str, Any], costs: Mapping[str, Any]) -> None:
     """Keep ``costs`` for ``key``, both plain data. Where that cannot be written nothing happens:
     the next load measures again."""
     text = json.dumps({"key": key, "costs": costs}, indent=1) + "\n"
-    with suppress(CheckpointError):
+    with suppress(CheckpointError, RuntimeError):
         replace_files({_place(key): lambda path: path.write_text(text, "utf-8")})
 
 
