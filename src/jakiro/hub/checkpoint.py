@@ -2,8 +2,9 @@
 
 ``config.json`` holds the method and the sizes of the head, the fingerprint of the target it was
 made for, free notes, and a digest of the tensors that the tensor file repeats: two files of
-different saves do not load together. Everything is written beside its place first, so a full disk
-or a kill leaves the old checkpoint or the new one.
+different saves do not load together. Each is written beside its place first: a full disk leaves the
+old checkpoint, a kill the old one, the new one or, between the two replacements, a pair that is
+refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Writing files so that a kill or a full disk leaves the old ones or the new ones."""
+"""Writing files so that a kill or a full disk leaves the old one or the new one, each whole."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,41 +11,35 @@ from jakiro.errors import CheckpointError, JakiroError
 
 Writer = Callable[[Path], object]
 
+SCRATCH = ".tmp"
+"""Ending of a file that is being written; a kill may leave one, which the next save replaces."""
+
 
 def replace_files(writers: Mapping[Path, Writer]) -> None:
     """Let every writer write beside its place, flush all to disk, then put them in place in order.
 
     Each file is replaced as a whole; a kill between two replacements leaves some old and some new.
     Raises ``CheckpointError`` when something cannot be written (then nothing was replaced) or put
-    in its place; errors of this package that a writer raises pass through.
+    in its place; errors of this package that a writer raises and interrupts pass through.
     """
-    scratches = {path: path.with_name(f"{path.name}.tmp") for path in writers}
+    scratches = {path: path.with_name(path.name + SCRATCH) for path in writers}
     try:
         for path, write in writers.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             write(scratches[path])
             _flush(scratches[path])
-    except JakiroError:
-        _remove(scratches.values())
-        raise
-    # Libraries have error types of their own; the system's error behind one says more.
-    except Exception as error:
-        _remove(scratches.values())
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise CheckpointError(f"cannot save {path}: {reason}") from error
-    try:
         for path, scratch in scratches.items():
             os.replace(scratch, path)
             _flush(path.parent)
-    except OSError as error:
-        _remove(scratches.values())
-        raise CheckpointError(f"cannot save {path}: {error}") from error
-
-
-def _remove(scratches: Iterable[Path]) -> None:
-    for scratch in scratches:
-        with suppress(OSError):
-            scratch.unlink()
+    except BaseException as error:
+        for scratch in scratches.values():
+            with suppress(OSError):
+                scratch.unlink()
+        if isinstance(error, JakiroError) or not isinstance(error, Exception):
+            raise
+        # Libraries have error types of their own; the system's error behind one says more.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"cannot save {path}: {reason}") from error
 
 
 def _flush(path: Path) -> None:

@@ -93,7 +93,8 @@ class Learner(ABC):
     @abstractmethod
     def save(self, module: nn.Module, directory: Path, notes: Mapping[str, Any]) -> None:
         """Write ``module``, a whole network as ``build`` makes it, to ``directory`` so that
-        ``jakiro.load(target, directory)`` opens it; atomically. Raises ``CheckpointError``."""
+        ``jakiro.load(target, directory)`` opens it; each file whole or not at all. Raises
+        ``CheckpointError``."""
 
 
 def add_up(tallies: Iterable[Tally]) -> Tally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -465,6 +466,24 @@ def test_a_taken_place_stays_as_it_is(tmp_path: Path, target: Target) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
     with pytest.raises(CheckpointError, match="exists already"):
         check_free(tmp_path / "out" / "precious")
+
+
+def test_an_interrupted_import_can_be_repeated(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    synthetic.write(tmp_path / "in", *published("eagle2"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(tmp_path / "in", target)
+    assert not list((tmp_path / "out").iterdir())
+    (tmp_path / "out" / "model.safetensors.tmp").write_text("what a killed one leaves")
+    convert(tmp_path / "in", target)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors"}
 
 
 def test_a_target_without_features_is_refused(

@@ -15,6 +15,7 @@ from jakiro.hub import checkpoint
 from jakiro.hub.convert import eagle, jakiro, jakiro_star, medusa
 from jakiro.hub.convert.layout import Layout
 from jakiro.hub.convert.source import USUAL_FILES, Source, widest
+from jakiro.hub.files import SCRATCH
 from jakiro.target.target import Target
 
 LAYOUTS = (jakiro.LAYOUT, jakiro_star.LAYOUT, eagle.LAYOUT, medusa.LAYOUT)
@@ -38,8 +39,9 @@ class Imported:
 
 
 def check_free(out: Path) -> None:
-    """Raise ``CheckpointError`` unless ``out`` is a new or an empty directory."""
-    if out.is_dir() and not any(out.iterdir()):
+    """Raise ``CheckpointError`` unless ``out`` is new, or a directory with nothing in it but what a
+    save that was killed may leave."""
+    if out.is_dir() and all(path.suffix == SCRATCH for path in out.iterdir()):
         return
     if out.exists():
         raise CheckpointError(f"{out} exists already; give a new directory, or remove it first")
