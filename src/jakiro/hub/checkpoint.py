@@ -24,7 +24,7 @@ from torch import Tensor
 from jakiro.drafters import registry
 from jakiro.drafters.base import Head
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch
-from jakiro.hub.files import replace_files
+from jakiro.hub.files import reading, replace_files
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 1
@@ -87,15 +87,14 @@ def load(
 def holds_model(directory: Path) -> bool:
     """Whether ``directory`` is a model of ``transformers`` rather than a draft head. Raises
     ``CheckpointError`` where it is no checkpoint at all."""
-    config = _read_json(Path(directory))
-    return isinstance(config, dict) and "model_type" in config
+    return "model_type" in _read_config(Path(directory))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The content of ``config.json``: ``head`` sizes, ``target`` fingerprint, ``notes`` and more.
     Raises ``CheckpointError``."""
-    path, config = Path(directory) / CONFIG_FILE, _read_json(Path(directory))
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    path, config = Path(directory) / CONFIG_FILE, _read_config(Path(directory))
+    if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not the config of a draft head of format {FORMAT}; "
             "save the head with this version or train it again"
@@ -128,7 +127,7 @@ def digest(directory: Path) -> str | None:
     names = sorted(directory.glob("*.safetensors"))
     if not names:
         return None
-    settings = _read_json(directory)
+    settings: Any = _read_config(directory)
     if not holds_model(directory):
         settings = [read_config(directory)["head"], *advice(directory)]
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -138,14 +137,24 @@ def digest(directory: Path) -> str | None:
     return found.hexdigest()
 
 
-def _read_json(directory: Path) -> Any:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``CheckpointError``."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+@reading()
+def _read_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a head or a model."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"no checkpoint in {directory}: {CONFIG_FILE} is missing")
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    return read_object(path)
 
 
 def _build(directory: Path, settings: dict[str, Any]) -> Head:

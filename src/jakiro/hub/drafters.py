@@ -15,6 +15,7 @@ from jakiro.drafters.base import Drafter
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch, UnknownName
 from jakiro.hub import checkpoint
 from jakiro.hub.bundled import BUNDLED_TARGET, bundled_drafter
+from jakiro.hub.files import reading
 from jakiro.hub.models import load_model, second_model, tokenizer_beside
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
@@ -31,6 +32,7 @@ class Source:
     driver: registry.Entry | None = None
 
     @classmethod
+    @reading()
     def find(cls, chosen: str | Path, is_bundled: bool) -> Source:
         """What a registered name or a directory stands for; ``is_bundled``: whether the target is
         the bundled one.
@@ -38,7 +40,8 @@ class Source:
         Raises:
             UnknownName: it is neither.
             PairMismatch: it is trained, and for another target.
-            CheckpointError: it is trained, and there is no checkpoint of that name.
+            CheckpointError: it is trained, and there is no checkpoint of that name, or it is a path
+                that cannot be read.
         """
         name = str(chosen)
         entry = registry.ENTRIES.get(name) if isinstance(chosen, str) else None

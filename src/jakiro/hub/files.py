@@ -1,10 +1,11 @@
-"""Writing files so that a kill or a full disk leaves the old one or the new one, each whole."""
+"""Files of the hub: a kill or a full disk leaves the old one or the new one, each whole, and what
+the system does not let us read is an error of this package."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jakiro.errors import CheckpointError, JakiroError
@@ -13,6 +14,18 @@ Writer = Callable[[Path], object]
 
 SCRATCH = ".tmp"
 """Ending of a file that is being written; a kill may leave one, which the next save replaces."""
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Within, what the system does not let us read is a ``CheckpointError``: a directory without
+    permission, for example."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read a file or directory ({error}); check the path and its permissions"
+        ) from error
 
 
 def replace_files(writers: Mapping[Path, Writer]) -> None:

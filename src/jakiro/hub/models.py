@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from jakiro.errors import CheckpointError, ConfigError, PairMismatch
-from jakiro.hub.files import replace_files
+from jakiro.hub.files import reading, replace_files
 from jakiro.target.target import Target
 
 NOTES_FILE = "notes.json"
@@ -85,12 +85,14 @@ def tokenizer_beside(location: str | Path) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(location) if may_have_tokenizer(location) else None
 
 
+@reading()
 def may_have_tokenizer(location: str | Path) -> bool:
     """Whether there is a file of a tokenizer; of a name on the hub that is not known."""
     place = Path(location)
     return not place.is_dir() or any(any(place.glob(name)) for name in _TOKENIZER_FILES)
 
 
+@reading()
 def check_tokenizer(location: str | Path) -> None:
     """Raise ``CheckpointError`` for a model's directory without a tokenizer, where text is to be
     read. What is no model is refused as such when it is loaded."""

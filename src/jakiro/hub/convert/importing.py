@@ -15,7 +15,7 @@ from jakiro.hub import checkpoint
 from jakiro.hub.convert import eagle, jakiro, jakiro_star, medusa
 from jakiro.hub.convert.layout import Layout
 from jakiro.hub.convert.source import USUAL_FILES, Source, widest
-from jakiro.hub.files import SCRATCH
+from jakiro.hub.files import SCRATCH, reading
 from jakiro.target.target import Target
 
 LAYOUTS = (jakiro.LAYOUT, jakiro_star.LAYOUT, eagle.LAYOUT, medusa.LAYOUT)
@@ -38,6 +38,7 @@ class Imported:
     left_out: tuple[str, ...]
 
 
+@reading()
 def check_free(out: Path) -> None:
     """Raise ``CheckpointError`` unless ``out`` is new, or a directory with nothing in it but what a
     save that was killed may leave."""

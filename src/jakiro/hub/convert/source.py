@@ -5,7 +5,6 @@ Pickled files are read with ``weights_only=True``, always: a checkpoint from the
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jakiro.errors import CheckpointError
+from jakiro.hub.checkpoint import CONFIG_FILE, read_object
+from jakiro.hub.files import reading
 
-CONFIG_FILE = "config.json"
 USUAL_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -56,19 +56,20 @@ class Source:
         return shape[0], shape[1]
 
 
+@reading()
 def read_source(directory: Path, files: Sequence[str] = USUAL_FILES) -> Source:
     """Config and tensors of ``directory``, tensors in their own types, on the CPU, from the first
     of ``files`` that is there.
 
-    Raises ``CheckpointError``: no directory, no weights in it, something damaged or incomplete,
-    objects that are no tensors, or tensors that are no floating-point numbers.
+    Raises ``CheckpointError``: no directory, no weights in it, something unreadable, damaged or
+    incomplete, objects that are no tensors, or tensors that are no floating-point numbers.
     """
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory} is not a directory; give the directory of a downloaded checkpoint, "
             f"with {CONFIG_FILE} and weights in it"
         )
-    config = _read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
+    config = read_object(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
     if {"format", "head", "target"} <= set(config):
         raise CheckpointError(
             f"{directory} is a checkpoint of this package already; use it with --drafter, or "
@@ -93,19 +94,9 @@ def widest(tensors: Mapping[str, Tensor]) -> torch.dtype:
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
-
-
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of an index, each from the file it names."""
-    places = _read_json(index).get("weight_map")
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(f"{index} lacks the entry 'weight_map' (tensor to file)")
     tensors: dict[str, Tensor] = {}
