@@ -37,7 +37,13 @@ def test_old_exchanges_make_room(run: Run, target: str) -> None:
     assert len(result.stdout.splitlines()) == 10
 
 
-def test_a_message_beyond_the_context_is_a_failure(run: Run, target: str) -> None:
-    result = run("chat", "--target", target, *SETTINGS, stdin="w1 " * 100 + "\n")
-    assert result.exit_code == 1
-    assert "too long" in result.stderr
+def test_a_message_beyond_half_of_the_context_is_not_kept(run: Run, target: str) -> None:
+    asked = ["w1\n", "w1 " * 100 + "\n", "w2\n"]
+    whole, short = (
+        run("chat", "--target", target, *SETTINGS, stdin="".join(lines))
+        for lines in (asked, asked[::2])
+    )
+    assert whole.exit_code == 0
+    assert whole.stdout == short.stdout
+    assert "reads 64 at most, half of the context" in " ".join(whole.stderr.split())
+    assert "too long" not in short.stderr

@@ -75,7 +75,11 @@ def _converse(engine: Engine, params: SamplingParams, opening: list[dict[str, st
             session.print_stats(engine.stats, engine)
         elif line:
             asked = {"role": "user", "content": line}
-            messages = _fitting(engine, [*messages, asked], len(opening))
+            try:
+                messages = _fitting(engine, [*messages, asked], len(opening))
+            except PromptError as error:
+                session.NOTES.print(str(error))
+                continue
             engine.reset_stats()
             # Another draw for every turn, and the same conversation for the same seed.
             own = None if params.seed is None else params.seed + len(messages)
@@ -102,10 +106,14 @@ def _answer(
 def _fitting(
     engine: Engine, messages: list[dict[str, str]], num_fixed: int
 ) -> list[dict[str, str]]:
-    """The conversation without its oldest exchanges where it outgrows half of the context."""
+    """The conversation without its oldest exchanges where it outgrows half of the context. Raises
+    ``PromptError`` where its last message alone does."""
     limit = engine.target.context_length // 2
-    while len(engine.encode(messages)) > limit:
+    while (length := len(engine.encode(messages))) > limit:
         if len(messages) <= num_fixed + 2:
-            raise PromptError(f"the message is too long: this model reads {limit} tokens at most")
+            raise PromptError(
+                f"the message is too long: with it the prompt has {length} tokens, and a chat "
+                f"reads {limit} at most, half of the context; shorten it"
+            )
         del messages[num_fixed : num_fixed + 2]
     return messages
