@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Annotated
 
 import typer
@@ -73,7 +73,7 @@ def serve(
     from jakiro.engine.scheduler import Scheduler
 
     settings = Settings(
-        model_name=served_model_name or Path(target).name,
+        model_name=served_model_name or os.path.basename(os.path.abspath(target)),
         api_key=api_key,
         max_body_bytes=max_body_bytes,
         max_prompt_tokens=max_prompt_tokens,
