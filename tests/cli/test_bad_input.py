@@ -97,6 +97,20 @@ def test_a_registered_name_wins_over_a_directory(
     assert_error(run("generate", "w1", "--target", target, "--drafter", "./none"), FAILURE, "none")
 
 
+def test_what_looks_like_markup_in_a_path_is_none(
+    run: Run, target: str, prompts: str, tmp_path: Path
+) -> None:
+    odd = tmp_path / "[/b]"
+    shutil.copytree(target, odd / "target")
+    task = shutil.copy(prompts, odd / "[i]words.jsonl")
+    places = ("--target", str(odd / "target"), "--task", task, "--out", str(odd / ":fire:"))
+    for said in ("[/b]/:fire:: report.json", "[/b]/:fire: were measured before"):
+        result = run("bench", *places, "--method", "prompt_lookup@chain:2", "-n", "3")
+        assert result.exit_code == 0
+        assert said in " ".join(result.stderr.split())
+        assert "[i]words" in result.stdout
+
+
 def test_a_head_loads_where_nothing_is_wrong(run: Run, target: str, head: str) -> None:
     result = run("generate", "w1", "--target", target, "--drafter", head, "-n", "3")
     assert result.exit_code == 0
@@ -330,14 +344,17 @@ def test_a_full_disk_while_training(
 def test_an_interrupted_training_says_what_there_is(
     run: Run, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
 ) -> None:
+    place = tmp_path / "odd[/b]"
+    place.mkdir(parents=True)
+
     def interrupted(*ignored: Any) -> None:
         if saved:
-            (tmp_path / "out").mkdir()
-            (tmp_path / "out" / "training.pt").touch()
+            (place / "out").mkdir()
+            (place / "out" / "training.pt").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jakiro.train.run.train", interrupted)
-    result = run(*training(target, tmp_path))
+    result = run(*training(target, place))
     assert result.exit_code == 130
     assert (
         "last checkpoint is in" in result.stderr if saved else "before the first" in result.stderr

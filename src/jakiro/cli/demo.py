@@ -91,14 +91,12 @@ def _print_texts(engine: Engine, requests: list[Request], samples: list[Sample])
         for sample in pair:
             table.add_column(f"{sample.method}  {sample.wall_ms:.0f} ms", ratio=1)
         table.add_row(*(_decoded(engine, sample.answers[0].token_ids) for sample in pair))
-        OUT.print(table, markup=False)
+        OUT.print(table)
 
 
 def _decoded(engine: Engine, token_ids: list[int]) -> str:
-    from rich.markup import escape
-
     assert engine.tokenizer is not None
-    return escape(engine.tokenizer.decode(token_ids, skip_special_tokens=True).strip())
+    return engine.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
 
 
 def _print_summary(summary: Summary, alternations: int, different: list[int]) -> None:

@@ -106,7 +106,7 @@ def measure(
     pending = list(report.pending())
     rounds = len(methods) * settings.repetitions
     batches = (-(-len(prompts[at.task].token_ids) // at.batch_size) for at in pending)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=NOTES, transient=True) as progress:
         bar = progress.add_task("measuring", total=rounds * sum(batches))
         cells = grid.run(
@@ -134,7 +134,7 @@ def print_report(report: Report) -> None:
             OUT.print(f"{cell.num_skipped} prompts are too long for the context.")
         OUT.print()
     for name, reason in report.not_measured.items():
-        OUT.print(f"Not measured: {name}: {reason}", markup=False)
+        OUT.print(f"Not measured: {name}: {reason}")
 
 
 def _table(cell: Cell) -> Table:

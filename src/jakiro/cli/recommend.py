@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from jakiro.cli import options
 
@@ -78,12 +79,12 @@ def recommend(
         typer.echo(json.dumps(record, ensure_ascii=False))
         return
     _print(found)
-    session.OUT.print(f"\nRecommended: {found.drafter}", markup=False)
-    session.OUT.print(found.reason, markup=False)
-    session.OUT.print(command, markup=False, soft_wrap=True)
+    session.OUT.print(f"\nRecommended: {found.drafter}")
+    session.OUT.print(found.reason)
+    session.OUT.print(command, soft_wrap=True)
 
 
-def _trial(plain: Engine, requests: list[Request], note: Callable[[str], None]) -> Trial:
+def _trial(plain: Engine, requests: list[Request], note: Callable[[Text], None]) -> Trial:
     """Trials beside ``plain``. The engine of a row is opened for its trial only: one more target's
     worth of memory at a time."""
     from jakiro.bench.methods import Workshop
@@ -94,7 +95,7 @@ def _trial(plain: Engine, requests: list[Request], note: Callable[[str], None]) 
     workshop = Workshop(plain)
 
     def trial(row: Row, count: int | None, rounds: int) -> Summary:
-        note(f"{row.name}: {'all' if count is None else count} prompts")
+        note(Text(f"{row.name}: {'all' if count is None else count} prompts"))
         methods = [EngineMethod(PLAIN, plain), workshop.open(row)[1]]
         asked = requests[:count]
         return summarise(methods, asked, measure(methods, asked, repetitions=rounds))[1]
@@ -123,4 +124,4 @@ def _print(found: Recommendation) -> None:
         )
     OUT.print(table)
     for name, reason in found.refused.items():
-        OUT.print(f"Not possible: {name}: {reason}", markup=False)
+        OUT.print(f"Not possible: {name}: {reason}")

@@ -100,11 +100,10 @@ def _print(findings: list[Finding], missing: dict[str, str]) -> None:
             word = "FAIL" if finding.is_failure else "differs"
             OUT.print(
                 f"{word}: {finding.place}, {finding.method}, {finding.quantity}: {finding.detail}",
-                markup=False,
                 soft_wrap=True,
             )
     for name, reason in missing.items():
-        OUT.print(f"Not compared: {name}: {reason}", markup=False)
+        OUT.print(f"Not compared: {name}: {reason}")
     num_equal = sum(finding.is_equal for finding in findings)
     num_failures = sum(finding.is_failure for finding in findings)
     OUT.print(f"{num_equal} of {len(findings)} comparisons are equal, {num_failures} fail.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jakiro.errors import ConfigError
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from jakiro.engine.request import Completion
     from jakiro.engine.stats import Stats
 
-NOTES = Console(stderr=True, highlight=False)
+# Names, paths and texts are shown as they are: what looks like markup in them is none.
+_AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+
+NOTES = Console(stderr=True, **_AS_IT_IS)
 """Everything that is not the result: progress, tables, remarks."""
 
-OUT = Console(highlight=False)
+OUT = Console(**_AS_IT_IS)
 
 THREADS_PER_CORE = 4
 """More are no use, and with too many the process dies."""
@@ -55,7 +59,7 @@ def open_engine(
             f"threads must be 1 to {most} ({THREADS_PER_CORE} per core of this machine), got "
             f"{threads}; leave --threads out for one per core"
         )
-    with NOTES.status(f"loading {target}"):
+    with NOTES.status(Text(f"loading {target}")):
         import torch
 
         import jakiro

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,7 @@ from rich.progress import (
 )
 
 from jakiro.cli.options import DataOption, DeviceOption
+from jakiro.cli.session import NOTES
 from jakiro.drafters.registry import trainable
 
 if TYPE_CHECKING:
@@ -218,13 +218,12 @@ def train(
         else None
     )
     is_first = os.environ.get("RANK", "0") == "0"
-    console = Console(stderr=True)
-    with Progress(*_COLUMNS, console=console, disable=not is_first) as bar:
+    with Progress(*_COLUMNS, console=NOTES, disable=not is_first) as bar:
         reports = Reports(*_reports(bar, regenerate))
         try:
             run(target, data, out, config, answers, reports, work)
         except KeyboardInterrupt:
-            console.print(
+            NOTES.print(
                 f"Stopped. The last checkpoint is in {out}; the same command goes on from it."
                 if (out / STATE_FILE).exists()
                 else "Stopped before the first checkpoint; the same command starts again."
@@ -254,7 +253,7 @@ def _reports(
         bar.update(answering, completed=done, total=total)
 
     def report_cost(cost: object) -> None:
-        bar.console.print(str(cost), soft_wrap=True, highlight=False)
+        bar.console.print(str(cost), soft_wrap=True)
 
     def report_step(step: Step) -> None:
         values = (
