@@ -13,6 +13,7 @@ import torch
 
 from jakiro.drafters.base import Drafter, DraftNoise
 from jakiro.engine.batch import Batch
+from jakiro.engine.detokenize import Detokenizer
 from jakiro.engine.limits import Limits
 from jakiro.engine.policy import Fixed, Policy
 from jakiro.engine.prompt import Prompt, PromptTokenizer, encode
@@ -167,7 +168,8 @@ class Engine:
         ids = self.encode(prompt)
         self.target.check_prompt(ids)
         self._batch.sampler.check(params)
-        if params.stop and self.tokenizer is None:
+        tokenizer = self.tokenizer
+        if params.stop and tokenizer is None:
             raise ConfigError("stop strings need a tokenizer; load with tokenizer=")
         end_ids = frozenset(params.stop_token_ids)
         seed = params.seed
@@ -177,7 +179,7 @@ class Engine:
             seed=int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed,
             num_wanted=min(params.max_new_tokens, self.target.context_length - len(ids)),
             end_ids=end_ids if params.ignore_eos else end_ids | self.eos_ids,
-            tokenizer=self.tokenizer,
+            detokenizer=None if tokenizer is None else Detokenizer(tokenizer, params.stop, ids),
             processors=processors,
             choice_index=choice_index,
         )

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jakiro.engine.detokenize import Detokenizer, Tokenizer
+from jakiro.engine.detokenize import Detokenizer
 from jakiro.engine.stats import Stats
 from jakiro.engine.trace import Cycle
 from jakiro.sampling.params import SamplingParams
@@ -70,7 +70,7 @@ class Request:
     num_wanted: int
     """Tokens to emit at most: ``max_new_tokens``, or fewer where the context ends."""
     end_ids: frozenset[int]
-    tokenizer: Tokenizer | None = None
+    detokenizer: Detokenizer | None = None
     processors: Sequence[LogitsProcessor] = ()
     choice_index: int = 0
     token_ids: list[int] = field(default_factory=list)
@@ -80,11 +80,6 @@ class Request:
     finish_reason: FinishReason | None = None
     error: str | None = None
     stats: Stats = field(default_factory=Stats)
-    detokenizer: Detokenizer | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokenizer is not None:
-            self.detokenizer = Detokenizer(self.tokenizer, self.params.stop)
 
     @property
     def num_left(self) -> int:
