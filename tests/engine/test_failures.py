@@ -44,8 +44,8 @@ def assert_usable(engine: Engine) -> None:
     assert [done.token_ids for done in engine.generate(PROMPTS, each())] == [*map(truth, ROWS)]
 
 
-class Broken(Exception):
-    """Not one of the package's own."""
+class Broken(BaseException):
+    """Goes through everything, as an interrupt does."""
 
 
 class BreaksAt:
@@ -152,6 +152,49 @@ def test_a_draft_that_goes_where_nothing_is_allowed_is_only_rejected(case: str) 
     assert (done.finish_reason, done.token_ids) == ("length", truth(0))
 
 
+class Strict:
+    """Raises at a text that is not the beginning of ``text``, and nothing is left after ``good``
+    tokens of it."""
+
+    def __init__(self, text: Sequence[int], good: int) -> None:
+        self._text, self._good = list(text), good
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        if any(row != self._text[: len(row)] for row in ids.tolist()):
+            raise ValueError("off the text")
+        return logits * torch.nan if ids.shape[1] == self._good else logits
+
+
+@pytest.mark.parametrize("case", ["none", "jakiro/wide"])
+def test_a_processor_that_raises_at_a_rejected_draft_changes_nothing(case: str) -> None:
+    text = [*PROMPTS[0], *truth(0)]
+    (done,) = build(case).generate([PROMPTS[0]], each()[0], processors=[Strict(text, len(text))])
+    assert (done.finish_reason, done.token_ids) == ("length", truth(0))
+    failing = Strict(text, len(PROMPTS[0]) + 9)
+    (done,) = build(case).generate([PROMPTS[0]], each()[0], processors=[failing])
+    assert (done.finish_reason, done.token_ids) == ("error", truth(0)[:9])
+    assert done.error is not None and "NaN" in done.error, "what it raised elsewhere is no reason"
+
+
+@pytest.mark.parametrize("case", ["none", "jakiro/wide"])
+@pytest.mark.parametrize("good", [0, 1, 7])
+def test_a_processor_that_raises_fails_its_request_there(good: int, case: str) -> None:
+    def broken(ids: Tensor, logits: Tensor) -> Tensor:
+        if ids.shape[1] >= len(PROMPTS[0]) + good:
+            raise KeyError("no more")
+        return logits
+
+    engine = build(case)
+    neighbour = engine.submit(PROMPTS[1], each()[1])
+    (done,) = engine.generate([PROMPTS[0]], each()[0], processors=[broken])
+    assert (done.finish_reason, done.error) == ("error", "a processor raised KeyError: 'no more'")
+    assert done.token_ids == truth(0)[:good]
+    while engine.step():
+        pass
+    assert neighbour.token_ids == truth(1)
+    assert_usable(engine)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("good", [0, 1, 7, 12])
 def test_a_row_fails_at_the_token_where_plain_decoding_would(good: int, case: str) -> None:
@@ -208,6 +251,14 @@ def test_only_sampling_params_are_params(params: Any) -> None:
         engine.submit([3], params)
     with pytest.raises(ConfigError, match=told):
         next(engine.stream([3], params))
+
+
+@pytest.mark.parametrize("processors", [BreaksAt(3), [BreaksAt(3), "min_p"], iter([BreaksAt(3)])])
+def test_only_lists_of_callables_are_processors(processors: Any) -> None:
+    engine = build("none")
+    with pytest.raises(ConfigError, match=r"list of callables, got .*; write a single one as \["):
+        engine.generate([PROMPTS[0]], each()[0], processors=processors)
+    assert_usable(engine)
 
 
 def test_a_template_that_refuses_is_a_prompt_error() -> None:

@@ -260,9 +260,7 @@ class Batch:
         num_good = failed.index(1) if 1 in failed else len(tokens)
         taken = request.take(tokens[:num_good])
         if num_good < len(tokens) and request.finish_reason is None:
-            request.finish(
-                "error", "the logits of this request are NaN, or leave no token to choose"
-            )
+            request.finish("error", self.sampler.failure(row, taken))
         self.sampler.extend(row, taken)
         request.stats.num_emitted += len(taken)
         if request.params.logprobs is not None:

@@ -86,7 +86,8 @@ class Engine:
         ``finish_reason == "error"``; the others are not disturbed. No prompt is started before all
         of them and their ``params`` (one for all, or one each) are found good.
 
-        ``processors`` see unpadded ids [1 or more, T] and logits [.., V] before the temperature.
+        ``processors`` see unpadded ids [1 or more, T] and logits [.., V] before the temperature;
+        also those of drafts. One that raises fails its request, if the answer gets to that text.
 
         Raises:
             ConfigError: a setting is impossible for this target, or ``params`` are none.
@@ -165,6 +166,11 @@ class Engine:
                 f"params must be SamplingParams, got {reprlib.repr(params)}; write "
                 "SamplingParams(max_new_tokens=64), of a dict SamplingParams(**settings)"
             )
+        if not isinstance(processors, Sequence) or not all(map(callable, processors)):
+            raise ConfigError(
+                f"processors must be a list of callables, got {reprlib.repr(processors)}; write a "
+                "single one as [processor]"
+            )
         ids = self.encode(prompt)
         self.target.check_prompt(ids)
         self._batch.sampler.check(params)
@@ -224,7 +230,7 @@ class Engine:
     def step(self) -> bool:
         """Admit what fits, run one cycle, let finished rows go. False: there is nothing to do.
 
-        What is raised in between (out of memory, an interrupt, a processor) goes on to the caller.
+        What is raised in between (out of memory, an interrupt) goes on to the caller.
         It ends the request being admitted or, in a cycle, the rows in flight with the reason
         ``error``; the engine can be used further.
         """

@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
-import torch
-from torch import Tensor
-
 from jakiro.engine.engine import Engine
 from jakiro.engine.prompt import Prompt
 from jakiro.engine.request import Request
@@ -86,7 +83,7 @@ class Scheduler:
             raise ConfigError(f"deadline_s must be a positive number of seconds, got {deadline_s}")
         self._check_room()
         with self._encoding:
-            request = self.engine.prepare(prompt, params, [*map(_Guard, processors)], choice_index)
+            request = self.engine.prepare(prompt, params, processors, choice_index)
         ends_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
         stream = Stream(request, self._wake, ends_at)
         with self._changed:
@@ -191,7 +188,6 @@ class Scheduler:
                 stream.request.finish("deadline")
         self._step()
         for stream in self._live:
-            _explain(stream.request)
             stream.deliver()
         self._live = [stream for stream in self._live if stream.request.finish_reason is None]
 
@@ -215,27 +211,3 @@ class Scheduler:
 
     def _num_emitted(self) -> int:
         return sum(len(stream.request.token_ids) for stream in self._live)
-
-
-class _Guard:
-    """A processor whose exceptions concern its own request only: logits become NaN, which fails
-    the request if it gets to that text."""
-
-    def __init__(self, processor: LogitsProcessor) -> None:
-        self._processor = processor
-        self.error: Exception | None = None
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        try:
-            return self._processor(ids, logits)
-        except Exception as error:
-            self.error = error
-            return torch.full_like(logits, torch.nan)
-
-
-def _explain(request: Request) -> None:
-    """Name the exception behind the NaN that ended ``request``, if there is one."""
-    if request.finish_reason == "error":
-        for guard in request.processors:
-            if isinstance(guard, _Guard) and guard.error is not None:
-                request.error = f"a processor raised {type(guard.error).__name__}: {guard.error}"

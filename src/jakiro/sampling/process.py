@@ -136,6 +136,11 @@ class Sampler:
         else:
             self._rewind()
 
+    def failure(self, row: int, tokens: list[int]) -> str:
+        """Why the last view found nothing to choose after the text of ``row`` and ``tokens``."""
+        known = self._rows[row].errors.get(tuple(tokens))
+        return known or "the logits of this request are NaN, or leave no token to choose"
+
     def keep(self, rows: list[int]) -> None:
         """Keep only ``rows``, in that order."""
         self._rows = [self._rows[row] for row in rows]

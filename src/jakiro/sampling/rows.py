@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Row:
     stop_ids: tuple[int, ...]
     """What ``min_new_tokens`` bans."""
     processors: tuple[LogitsProcessor, ...]
+    errors: dict[tuple[int, ...], str] = field(default_factory=dict, init=False)
+    """What processors raised in the last tree, by the tokens behind ``history``."""
 
     @property
     def num_generated(self) -> int:

@@ -41,23 +41,41 @@ def penalise(
 
 
 def apply_processors(logits: Tensor, tree: TokenTree, rows: Sequence[Row]) -> Tensor:
-    """Call every row's own processors, once per depth, on the whole texts of its nodes."""
+    """Call every row's own processors, once per depth, on the whole texts of its nodes. What they
+    raise is noted in the row; the logits of those texts become NaN."""
     logits = logits.clone()
     for index, row in enumerate(rows):
         if not row.processors:
             continue
+        row.errors.clear()
         paths = _paths(tree, index)
         levels: dict[int, list[int]] = defaultdict(list)
         for node, path in paths.items():
             levels[len(path)].append(node)
         for nodes in levels.values():
-            texts = [row.history + paths[node] for node in nodes]
-            ids = torch.tensor(texts, device=logits.device)
-            scores = logits[index, nodes]
-            for processor in row.processors:
-                scores = processor(ids, scores)
-            logits[index, nodes] = scores.to(logits.dtype)
+            _process(logits[index], nodes, paths, row)
     return logits
+
+
+def _process(logits: Tensor, nodes: list[int], paths: dict[int, list[int]], row: Row) -> None:
+    """Replace ``logits`` [N, V] at ``nodes``, which are of one depth, by what the processors of
+    ``row`` make of them."""
+    ids = torch.tensor([row.history + paths[node] for node in nodes], device=logits.device)
+    scores = logits[nodes]
+    try:
+        for processor in row.processors:
+            scores = processor(ids, scores)
+        logits[nodes] = scores.to(logits.dtype)
+    except Exception as error:
+        # Some of the texts may never be reached: only those that raise alone are failed.
+        if len(nodes) > 1:
+            for node in nodes:
+                _process(logits, [node], paths, row)
+        else:
+            logits[nodes] = torch.nan
+            row.errors[tuple(paths[nodes[0]])] = (
+                f"a processor raised {type(error).__name__}: {error}"
+            )
 
 
 def _paths(tree: TokenTree, row: int) -> dict[int, list[int]]:
