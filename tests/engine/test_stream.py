@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from jakiro.engine.detokenize import REPLACEMENT, Detokenizer
 from jakiro.engine.stream import Chunk
@@ -106,6 +107,37 @@ def test_closing_a_stream_cancels_its_request_only() -> None:
     assert [*first.token_ids, *rest] == list(world.truth("llama", "greedy", 1))
     assert shared.stats.num_prefills == 2
     assert shared.step() is False, "nothing is left running"
+
+
+def test_a_closed_stream_leaves_at_once() -> None:
+    target = world.target("llama")
+    drafter = world.make_feature_drafter(target)
+    found = world.make_engine(target, drafter)
+    closed = found.stream(list(world.prompt(0)), world.params("greedy", 0))
+    next(closed)
+    assert drafter.holder is not None
+    closed.close()
+    assert (found.num_rows, found.num_cached, drafter.holder) == (0, 0, None)
+
+
+@pytest.mark.parametrize("length", [0, 4])
+def test_a_stream_closed_within_a_step_leaves_with_it(length: int) -> None:
+    """The second row, whose prompt is fed or which is decoded, closes the first."""
+    target = world.target("llama")
+    found = world.make_engine(target, world.make_feature_drafter(target))
+    closed = found.stream(list(world.prompt(0)), world.params("greedy", 0))
+    next(closed)
+
+    def closing(ids: Tensor, logits: Tensor) -> Tensor:
+        if ids.shape[1] >= len(world.prompt(1)) + length:
+            closed.close()
+        return logits
+
+    (done,) = found.generate(
+        [list(world.prompt(1))], world.params("greedy", 1), processors=[closing]
+    )
+    assert done.token_ids == list(world.truth("llama", "greedy", 1))
+    assert found.num_rows == 0
 
 
 def test_a_failed_stream_raises_after_what_was_good() -> None:

@@ -72,6 +72,7 @@ class Engine:
         self._batch = Batch(target, self.policy, noise, draws=rule.draws)
         self.limits = Limits(max_batch_size)
         self._waiting: deque[Request] = deque()
+        self._is_stepping = False
 
     # -- whole answers ------------------------------------------------------------------------
 
@@ -104,8 +105,7 @@ class Engine:
             while any(request.finish_reason is None for request in requests):
                 self.step()
         finally:
-            for request in requests:
-                request.cancel()
+            self._give_up(requests)
         return [request.completion() for request in requests]
 
     def stream(
@@ -134,7 +134,7 @@ class Engine:
             if request.error is not None:
                 raise RowFailed(request.error)
         finally:
-            request.cancel()
+            self._give_up([request])
 
     # -- single steps -------------------------------------------------------------------------
 
@@ -234,18 +234,11 @@ class Engine:
         It ends the request being admitted or, in a cycle, the rows in flight with the reason
         ``error``; the engine can be used further.
         """
-        self._leave()
-        self._admit()
-        self._leave()
-        if not self._batch.rows:
-            return bool(self._waiting) or self._batch.filling is not None
+        self._is_stepping = True
         try:
-            step(self._batch, self.target, self.drafter, self.rule.function, self.stats)
-        except BaseException as error:
-            self._count(self._batch.abandon(error, self.drafter))
-            raise
-        self._leave()
-        return True
+            return self._step()
+        finally:
+            self._is_stepping = False
 
     def reset_stats(self) -> None:
         """Start the engine's totals anew."""
@@ -259,6 +252,20 @@ class Engine:
             PromptError: the prompt is empty or of another kind, or there is no tokenizer for it.
         """
         return encode(self.tokenizer, prompt, template)
+
+    def _step(self) -> bool:
+        self._leave()
+        self._admit()
+        self._leave()
+        if not self._batch.rows:
+            return bool(self._waiting) or self._batch.filling is not None
+        try:
+            step(self._batch, self.target, self.drafter, self.rule.function, self.stats)
+        except BaseException as error:
+            self._count(self._batch.abandon(error, self.drafter))
+            raise
+        self._leave()
+        return True
 
     def _admit(self) -> None:
         """Feed prompts: the one begun before, then those of waiting requests in their order. Who
@@ -283,6 +290,15 @@ class Engine:
             self.drafter.check_free(batch)
             batch.open(waiting.popleft(), self.drafter)
         return batch.filling
+
+    @torch.inference_mode()
+    def _give_up(self, requests: Sequence[Request]) -> None:
+        """Cancel what is not over; its rows leave now, or where a step is going on, with that: a
+        stream may be closed anywhere, by a processor or when it is collected."""
+        for request in requests:
+            request.cancel()
+        if not self._is_stepping:
+            self._leave()
 
     def _leave(self) -> None:
         self._count(self._batch.leave(self.drafter))
