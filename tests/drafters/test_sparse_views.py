@@ -168,6 +168,17 @@ def test_labels_follow_rows_that_join_and_leave() -> None:
     assert all(request.finish_reason == "length" for request in asked)
 
 
+def test_labels_of_no_rows_are_none() -> None:
+    """The batch was empty once; of the next two requests one leaves before its first draft."""
+    target = world.target("llama")
+    engine = world.make_engine(target, DoubleSparsity(target), TreePlan.chain(3), max_batch_size=2)
+    prompt = list(world.prompt(3))
+    for counts in ((6,), (1, 6)):
+        params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in counts]
+        done = engine.generate([prompt] * len(counts), params)
+        assert [len(each.token_ids) for each in done] == list(counts)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

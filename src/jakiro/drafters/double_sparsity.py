@@ -151,7 +151,9 @@ class Labels:
         """Keep only ``rows``, renumbered in that order."""
         known = len(self._known)  # rows behind have no labels yet
         self._known = [self._known[row] if row < known else 0 for row in rows]
-        self._kept = [each[[min(row, len(each) - 1) for row in rows]] for each in self._kept]
+        # Of no rows nothing is kept, not even for one that comes without labels.
+        kept = self._kept if rows else []
+        self._kept = [each[[min(row, len(each) - 1) for row in rows]] for each in kept]
 
     def _room(self, layer: int, rows: int, length: int, keys: Tensor) -> Tensor:
         """The labels of a layer with space for ``rows`` of ``length`` tokens and some more."""
