@@ -79,9 +79,14 @@ class Closed(JakiroError):
     """A scheduler that takes no more requests."""
 
 
-def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+LARGEST_INT = 2**63 - 1
+"""What tensors of integers hold."""
+
+
+def check_int(name: str, value: Any, low: int, high: int = LARGEST_INT) -> None:
     """Raise ``ConfigError`` unless ``value`` is an integer, and no bool, in ``low`` to ``high``."""
-    allowed = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
     is_int = isinstance(value, int) and not isinstance(value, bool)
-    if not is_int or value < low or (high is not None and value > high):
-        raise ConfigError(f"{name} must be {allowed}, got {value!r}")
+    if not is_int or not low <= value <= high:
+        has_high = high < LARGEST_INT or (is_int and value > high)
+        allowed = f"in {low}..{high}" if has_high else f"of at least {low}"
+        raise ConfigError(f"{name} must be an integer {allowed}, got {value!r}")

@@ -39,6 +39,12 @@ from jakiro.sampling.params import SamplingParams
         ("min_new_tokens", -1),
         ("min_new_tokens", 129),
         ("logprobs", -1),
+        ("top_k", 2**63),
+        ("max_new_tokens", 2**63),
+        ("logprobs", 2**63),
+        ("presence_penalty", 1e39),
+        ("frequency_penalty", -1e39),
+        ("repetition_penalty", 10**400),
     ],
 )
 def test_refused_with_name_and_value(name: str, value: Any) -> None:
@@ -52,10 +58,13 @@ def test_refused_with_name_and_value(name: str, value: Any) -> None:
     [
         ("logit_bias", {3: float("nan")}, "nan"),
         ("logit_bias", {-1: 1.0}, "-1"),
+        ("logit_bias", {5: 1e39}, "1e+39"),
+        ("logit_bias", {2**63: 1.0}, str(2**63)),
         ("logit_bias", {"3": 1.0}, "'3'"),
         ("stop", ("fine", ""), "''"),
         ("stop", [3], "3"),
         ("stop_token_ids", (2, -2), "-2"),
+        ("stop_token_ids", (2**63,), str(2**63)),
     ],
 )
 def test_members_are_checked(name: str, value: Any, got: str) -> None:
@@ -72,6 +81,12 @@ def test_collections_become_tuples() -> None:
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
     bias[5] = 2.0
     assert params.logit_bias == {5: 1.0}
+
+
+@pytest.mark.parametrize("name", ["top_k", "max_new_tokens", "seed"])
+def test_what_tensors_do_not_hold_is_refused_by_its_bound(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} must be .* in [01]\.\.{2**63 - 1}, got"):
+        SamplingParams(**{name: 2**63})  # type: ignore[arg-type]
 
 
 def test_the_edges_are_allowed() -> None:

@@ -169,6 +169,8 @@ def test_min_new_tokens_counts_the_path() -> None:
     logits[..., 7], logits[..., 60], logits[..., 30] = 3.0, 2.0, 1.0
     case = {"min_new_tokens": len(TEXT) + 2, "stop_token_ids": (60,)}
     assert sampler_of([case]).view(tree, logits).choice.tolist() == [[30, 30, 7, 7]]
+    never = {"max_new_tokens": 2**63 - 1, "min_new_tokens": 2**63 - 1}
+    assert sampler_of([never]).view(tree, logits).choice.tolist() == [[60, 60, 60, 60]]
 
 
 def test_processors_see_unpadded_texts_by_depth() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from jakiro.errors import LARGEST_INT
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.shortlist import Filters
 from jakiro.typing import LogitsProcessor
@@ -133,7 +134,8 @@ class Settings:
             bias=_bias(params, vocab_size, device),
             banned=_banned(rows, vocab_size, device),
             min_lengths=column(
-                [row.prompt_length + row.params.min_new_tokens for row in rows], torch.int64
+                [min(row.prompt_length + row.params.min_new_tokens, LARGEST_INT) for row in rows],
+                torch.int64,
             ),
         )
 
