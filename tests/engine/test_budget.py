@@ -20,6 +20,7 @@ from jakiro.engine.calibrate import _curve, measure
 from jakiro.engine.costs import Costs
 from jakiro.engine.policy import Times
 from jakiro.engine.trials import FRESH, PLAIN_FIRST, WAITS, Outlook
+from jakiro.sampling.params import SamplingParams
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -45,7 +46,8 @@ def costs(node_ms: float, level_ms: float, batches: tuple[int, ...] = (1, 16)) -
 class Machine:
     """Cycles of a controller in a world where times are those of ``costs``, times ``pace``, those
     with a draft times ``dear``. A draft ends after one level unless the text ``goes_on``, by that
-    chance, and after a plain cycle takes ``catch_up`` ms more."""
+    chance, and after a plain cycle takes ``catch_up`` ms more. The first ``plain_rows`` are not to
+    be drafted."""
 
     goes_on, catch_up = 1.0, 0.0
 
@@ -57,15 +59,16 @@ class Machine:
         pace: float = 1.0,
         last: float | None = None,
         dear: float = 1.0,
+        plain_rows: int = 0,
     ) -> None:
         self.controller, self.costs, self.pace = Controller(plan, table), table, pace
         self.last, self.dear = last, dear
-        self.num_rows, self.chance = num_rows, random.Random(0)
+        self.num_rows, self.plain_rows, self.chance = num_rows, plain_rows, random.Random(0)
         self.num_tokens, self.ms = 0, 0.0
         self.plans: list[TreePlan | None] = []
         self.paths: list[list[int]] = []
-        for _ in range(num_rows):
-            self.controller.begin()
+        for row in range(num_rows):
+            self.controller.begin(row >= plain_rows)
 
     def run(
         self, num_cycles: int, accepts: Callable[[int], float], rows: list[float] | None = None
@@ -73,7 +76,8 @@ class Machine:
         """``accepts``: the chance of depth d (a chain) or rank d (a fan), from 0 on; ``rows``: of
         every row the chance at any depth, instead."""
         for _ in range(num_cycles):
-            limits = self.controller.limits([5] * self.num_rows, [99] * self.num_rows)
+            caps = [0] * self.plain_rows + [99] * (self.num_rows - self.plain_rows)
+            limits = self.controller.limits([5] * self.num_rows, caps)
             plan = None if limits.is_off else limits.plan
             self.plans.append(plan)
             size = 0 if plan is None else plan.budget
@@ -81,7 +85,8 @@ class Machine:
             if self.goes_on < 1 and self.chance.random() >= self.goes_on:
                 size = min(size, 1)
             chances = [accepts if rows is None else _always(rows[i]) for i in range(self.num_rows)]
-            self.paths = paths = [self._path(size, is_fan, chance) for chance in chances]
+            drafts = zip(caps, chances, strict=True)
+            self.paths = paths = [self._path(min(cap, size), is_fan, of) for cap, of in drafts]
             parents = torch.tensor([[-1, *([0] * size if is_fan else range(size))]])
             parents = parents.expand(self.num_rows, -1)
             tree = TokenTree(parents, parents, torch.ones_like(parents, dtype=torch.bool))
@@ -376,6 +381,46 @@ def test_a_batch_is_done_when_its_slowest_row_is() -> None:
     assert "no drafting" in machine.controller.explain()
 
 
+@pytest.mark.parametrize("num_plain", [1, 4])
+def test_rows_that_are_not_drafted_end_no_drafts_beside_them(num_plain: int) -> None:
+    """The others bring as much per millisecond as in a batch that is drafted whole."""
+    found = []
+    for plain_rows in (num_plain, 0):
+        machine = Machine(CHAIN, costs(node_ms=0.1, level_ms=0.5), 8, plain_rows=plain_rows)
+        machine.run(300, lambda _: 0.8)
+        found.append((machine.num_tokens - plain_rows * 300) / (8 - plain_rows) / machine.ms)
+    assert found[0] > 0.95 * found[1]
+
+
+def test_requests_say_whether_they_are_drafted() -> None:
+    target = world.target("llama")
+    engine = world.make_engine(
+        target,
+        world.make_drafter("prompt_lookup", target),
+        CHAIN,
+        policy=lambda whole: Controller(whole, costs(node_ms=0.1, level_ms=0.5)),
+    )
+    for draft in (False, True):
+        engine.submit([3, 4, 5], SamplingParams(max_new_tokens=9, draft=draft))
+    engine.step()
+    assert isinstance(engine.policy, Controller)
+    assert engine.policy._drafted == [False, True]
+
+
+def test_gains_are_those_of_the_rows_that_are_drafted() -> None:
+    """The first row is not, of the second a few nodes are accepted and of the third nearly all."""
+    gains = []
+    for stay in ([0, 1], [0, 2], [0]):
+        machine = Machine(CHAIN, costs(node_ms=0.1, level_ms=0.1), 3, plain_rows=1)
+        machine.run(60, lambda _: 0.0, [0.0, 0.3, 0.95])
+        machine.controller.keep(stay)
+        gains.append(machine.controller._acceptance.gains().item(-1))
+        machine.num_rows = len(stay)
+        machine.run(20, lambda _: 0.0, [0.0, 0.95])
+        assert (machine.plans[-1] is None) == (stay == [0])
+    assert gains[0] < 1.5 < 4 < gains[1]
+
+
 def test_it_comes_back_when_acceptance_does() -> None:
     machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
     machine.run(600, lambda _: 0.0)
@@ -413,7 +458,6 @@ def test_the_rates_that_stay_are_those_of_the_rows_that_stay() -> None:
             acceptance.count(found, (CHAIN.depth - 1, 0), [CHAIN.depth] * 2, CHAIN.depth)
             both = acceptance.gains()[-1, 0]
         acceptance.keep([stays])
-        assert acceptance.num_rows == 1
         gains.append(acceptance.gains()[-1, 0])
     assert gains[0] < 1 < 3 < gains[1]
     assert sum(gains) == pytest.approx(both)

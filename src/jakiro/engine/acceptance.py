@@ -98,11 +98,6 @@ class Acceptance:
         # As of the last time that somebody asked for gains, which is often enough for counting.
         self._failing = self._made_failing()
 
-    @property
-    def num_rows(self) -> int:
-        """Rows whose gains are summed: at least one."""
-        return max(1, len(self._rows))
-
     def begin(self) -> None:
         """Append one row, of which nothing is known."""
         self._rows.append((0.0, 0.0))

@@ -152,7 +152,7 @@ class Batch:
         )
         features = torch.cat(filling.features) if filling.features else None
         drafter.resume(filling.draft, request.prompt_ids, features)
-        self.policy.begin()
+        self.policy.begin(request.params.draft)
         self.rows.append(request)
         self._filling = None
         tree = TokenTree.root_only(torch.tensor(request.prompt_ids[-1:], device=self._device))

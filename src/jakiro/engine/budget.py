@@ -13,6 +13,7 @@ and arrays wait for the next decision.
 
 from __future__ import annotations
 
+from itertools import accumulate, compress
 from typing import NamedTuple
 
 from torch import Tensor
@@ -63,6 +64,9 @@ class Controller(Policy):
         depths, budgets = self._prices.grid.shape
         self._whole: Choice = (depths - 1, budgets - 1)
         self._trials = Trials(self._whole)
+        # Which rows are drafted at all, and of each of those the tokens that drafts brought.
+        self._drafted: list[bool] = []
+        self._leads: list[int] = []
         self._sizes: dict[int, Size] = {}
         self._size = self._size_here()
         # What is done by default, None: plain decoding; what is expected, None: something else
@@ -71,25 +75,28 @@ class Controller(Policy):
         self._outlook: Outlook | None = None
         self._running: Choice | None = None
         self._caps = [1]
-        # Per row the tokens that drafts brought.
-        self._leads: list[int] = []
         self._news: list[_Draft] = []
         self._decide_at = DECIDE_EVERY[0]
         self._num_cycles = self._num_off = self._num_idle = 0
 
     # -- the policy ---------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self, is_drafted: bool = True) -> None:
         self._count()
-        self._trials.begin(not self._leads, self._choice is None)
-        self._acceptance.begin()
-        self._leads.append(min(self._leads, default=0))
+        self._drafted.append(is_drafted)
+        if is_drafted:
+            self._trials.begin(not self._leads, self._choice is None)
+            self._acceptance.begin()
+            self._leads.append(min(self._leads, default=0))
         self._outlook = None
 
     def keep(self, rows: list[int]) -> None:
         self._count()
-        self._acceptance.keep(rows)
-        self._leads = [self._leads[row] for row in rows]
+        places = list(accumulate(self._drafted, initial=0))
+        drafted = [places[row] for row in rows if self._drafted[row]]
+        self._acceptance.keep(drafted)
+        self._leads = [self._leads[place] for place in drafted]
+        self._drafted = [self._drafted[row] for row in rows]
         self._outlook = None
 
     def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
@@ -124,7 +131,7 @@ class Controller(Policy):
         draft = prices.draft_ms(size)[place[0]][place[1]]
         cost = prices.cycle_ms(size).item(place)
         part, gains = prices.plans[place], self._acceptance.gains()
-        gain = gains.item(place) / self._acceptance.num_rows
+        gain = gains.item(place) / self._num_rows
         worth = 1 + size.progress.share * gain
         reasons = (
             f"verify costs {(cost - draft) / plain:.2f} at {part.num_nodes + 1} rows, "
@@ -141,7 +148,7 @@ class Controller(Policy):
         """Take what promises most; the whole, and what is done now, unless clearly worse."""
         before, is_due = self._choice, len(self._news) >= self._decide_at
         self._count()
-        num_rows, prices = self._acceptance.num_rows, self._prices
+        num_rows, prices = self._num_rows, self._prices
         prices.enter(num_rows)
         self._size = size = self._size_here()
         cost, plain = prices.cycle_ms(size), prices.plain_ms(size)
@@ -164,9 +171,14 @@ class Controller(Policy):
         least = (paying if paying.size else cost).min().item() / plain - 1
         return Outlook(num_rows, prices.levels, rates, cost, plain, best, self._choice, least)
 
+    @property
+    def _num_rows(self) -> int:
+        """Of the batch there is, or that comes."""
+        return max(1, len(self._drafted))
+
     def _size_here(self) -> Size:
         """Those of batches between two powers of two; at first at the last pace."""
-        size = self._acceptance.num_rows.bit_length()
+        size = self._num_rows.bit_length()
         if size not in self._sizes:
             self._sizes[size] = Size(Pace(self._size.plain.value if self._sizes else 1.0))
         return self._sizes[size]
@@ -196,19 +208,22 @@ class Controller(Policy):
 
     def _worth(self, paths: list[list[int]]) -> float:
         """Plain cycles that would have brought the tokens of ``paths``. A cycle of fewer rows costs
-        less, but not in proportion: that a batch is done sooner, its slowest row must be."""
+        less, but not in proportion: that a batch is done sooner, its slowest row must be. The
+        slowest is one that is drafted: the others never become faster."""
         before, progress = min(self._leads), self._size.progress
-        self._leads = [lead + len(path) for lead, path in zip(self._leads, paths, strict=True)]
-        mean, slowest = sum(map(len, paths)) / len(paths), min(self._leads) - before
+        taken = [len(path) for path in compress(paths, self._drafted)]
+        self._leads = [lead + count for lead, count in zip(self._leads, taken, strict=True)]
+        gain, slowest = sum(taken) / len(taken) - 1, min(self._leads) - before
         shared = self._prices.shared
-        progress.learn(mean - 1, shared * (slowest - 1) + (1 - shared) * (mean - 1))
-        return 1 + progress.share * (mean - 1)
+        progress.learn(gain, shared * (slowest - 1) + (1 - shared) * gain)
+        return 1 + progress.share * gain * len(taken) / self._num_rows
 
     def _count(self) -> None:
         """Several drafts at a time, as little else of a cycle needs numbers of the device."""
         for new in self._news:
-            found = needed(new.scores, new.valid, new.paths)
-            self._acceptance.count(found, new.part, new.depths, new.last)
+            found = compress(needed(new.scores, new.valid, new.paths), self._drafted)
+            depths = compress(new.depths, self._drafted)
+            self._acceptance.count([*found], new.part, [*depths], new.last)
             self._prices.count(new.part, new.last, new.made, len(new.valid[0]))
         self._news = []
         self._acceptance.fade(self._num_idle)

@@ -43,8 +43,8 @@ class Policy(ABC):
         self.plan = plan
 
     @abstractmethod
-    def begin(self) -> None:
-        """Append one row."""
+    def begin(self, is_drafted: bool = True) -> None:
+        """Append one row; ``is_drafted``: False for one that is decoded plainly to its end."""
 
     @abstractmethod
     def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
@@ -66,7 +66,7 @@ class Policy(ABC):
 class Fixed(Policy):
     """The whole plan in every cycle."""
 
-    def begin(self) -> None:
+    def begin(self, is_drafted: bool = True) -> None:
         """Every row is treated alike."""
 
     def limits(self, lengths: list[int], caps: list[int]) -> DraftLimits:
