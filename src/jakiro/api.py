@@ -141,7 +141,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         made.compile("inductor")
     policy: Callable[[TreePlan], Policy] = Fixed
     if is_auto and not isinstance(made, NoDrafter):
-        policy = _controller(wrapped, made, plan, max_batch_size, repr(law))
+        options = {name: repr(value) for name, value in (drafter_options or {}).items()}
+        made_so = {"definition": repr(law), "drafter_options": options, "compile": compile}
+        policy = _controller(wrapped, made, plan, max_batch_size, made_so)
     return Engine(
         wrapped,
         made,
@@ -191,9 +193,14 @@ def _plan(tree: TreePlan | str | None) -> tuple[bool, TreePlan | None]:
 
 
 def _controller(
-    target: Target, drafter: Drafter, plan: TreePlan | None, max_batch_size: int, law: str
+    target: Target,
+    drafter: Drafter,
+    plan: TreePlan | None,
+    max_batch_size: int,
+    made_so: dict[str, Any],
 ) -> Callable[[TreePlan], Policy]:
-    """A controller with the costs of this pair on this machine, measured unless they are known."""
+    """A controller with the costs of this pair on this machine, measured unless they are known;
+    ``made_so``: how the pair was made, as plain data."""
     key = {
         "target": target.fingerprint(),
         "dtype": str(target.dtype),
@@ -203,8 +210,8 @@ def _controller(
         "drafter": {"name": drafter.name, "num_parameters": drafter.num_parameters},
         "plan": str(plan or drafter.plan),
         "max_batch_size": max_batch_size,
-        "definition": law,
         "num_parameters": target.num_parameters,
+        **made_so,
     }
     try:
         costs = Costs.from_json(read_costs(key) or {})

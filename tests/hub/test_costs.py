@@ -13,6 +13,7 @@ from jakiro import api
 from jakiro.engine.costs import Costs
 from jakiro.errors import ConfigError
 from jakiro.hub.costs import cache_directory, keep_costs, read_costs
+from jakiro.target.target import Target
 from tests.conformance import world
 
 TABLE = Costs((1,), (1, 9), ((5.0, 9.0),), 8, (0.0, 0.0), (1,), (1,), (((1.0,),),))
@@ -60,6 +61,7 @@ def test_a_machine_is_measured_once_and_again_if_the_file_is_broken(
         return TABLE
 
     monkeypatch.setattr(api, "measure", measured)
+    monkeypatch.setattr(Target, "compile", lambda *_: None)
     model = world.model("llama")
     for _ in range(2):
         engine = jakiro.load(model, "prompt_lookup", tree="auto")
@@ -74,6 +76,9 @@ def test_a_machine_is_measured_once_and_again_if_the_file_is_broken(
     assert len(calls) == 4
     with pytest.raises(ConfigError, match="cannot read the tree"):
         jakiro.load(model, "prompt_lookup", tree="auto:5")
+    jakiro.load(model, "prompt_lookup", tree="auto", drafter_options={"max_ngram": 2})
+    jakiro.load(model, "prompt_lookup", tree="auto", compile=True)
+    assert len(calls) == 6
     # Where nothing is drafted, there is nothing to choose.
     assert "fixed" in jakiro.load(model, "none", tree="auto").policy.explain()
-    assert len(calls) == 4
+    assert len(calls) == 6
