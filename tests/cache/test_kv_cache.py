@@ -156,6 +156,22 @@ def test_a_reserved_cache_never_moves_its_storage() -> None:
     assert cache.content(0)[0][0].data_ptr() == first.data_ptr()
 
 
+@pytest.mark.parametrize(("rows", "capacity"), [(4, 10), (1, 40), (2, 20)])
+def test_what_earlier_rows_needed_counts_for_no_limit(rows: int, capacity: int) -> None:
+    """Two rows of twenty were there, or of two more; the one that stays keeps its content."""
+    cache = KVCache(LAYERS)
+    cache.reserve(2, 20)
+    prefill(cache, [1, 2, 3])
+    prefill(cache, [4, 5])
+    before = cache._stores[0].data
+    cache.keep([1])
+    cache.fit(rows, capacity, 40)
+    assert (cache._stores[0].data is before) == (capacity == 20)
+    cache.reserve(rows, capacity)
+    assert all(s.data.shape[1] * s.data.shape[3] <= 40 for s in cache._stores)
+    holds(cache, [[4, 5]])
+
+
 def test_an_abandoned_first_forward_is_forgotten() -> None:
     cache = KVCache(LAYERS)
     cache.admit()

@@ -123,7 +123,7 @@ def test_forty_requests_at_random_times_equal_forty_single_runs(
         most = max(most, engine.num_rows)
         assert fed[-1] <= CHUNK
         fed.append(0)
-        assert all(part.data[0, :, 0, :, 0].numel() <= KV_TOKENS for part in cache._stores[1:])
+        assert all(part.data[0, :, 0, :, 0].numel() <= KV_TOKENS for part in cache._stores)
     cut = 0
     for number, order in enumerate(crowd):
         found, alone = requests[number].completion(), order.alone
@@ -208,6 +208,19 @@ def test_a_long_prompt_does_not_hold_up_the_others_nor_do_they_overtake_it() -> 
     half.cancel()
     engine.step()
     assert (engine._batch.filling, engine._batch.cache.num_rows) == (None, 2)
+
+
+def test_the_room_of_a_long_request_is_not_that_of_those_after_it() -> None:
+    """One row of 74 slots, then four of 15, which do not wait for each other, and one of 74."""
+    target = world.target("llama")
+    engine = world.make_engine(target, world.make_drafter("none", target))
+    engine.limits, most = Limits(4, kv_tokens=120), 0
+    for size, count in ((70, 4), *[(3, 12)] * 4, (70, 4)):
+        engine.submit([5] * size, SamplingParams(max_new_tokens=count, ignore_eos=True))
+    while engine.step():
+        most = max(most, engine.num_rows)
+        assert all(part.data[0, :, 0, :, 0].numel() <= 120 for part in engine._batch.cache._stores)
+    assert most == 4
 
 
 def test_limits_that_nothing_fits_into_are_refused() -> None:

@@ -109,6 +109,13 @@ class KVCache(Cache):
         for store in self._stores:
             store.grow(self._max_rows, self._capacity)
 
+    def fit(self, rows: int, capacity: int, limit: int) -> None:
+        """Before ``rows`` rows come to have ``capacity`` slots: give back what earlier ones needed
+        if both together could be over ``limit`` slots."""
+        self._settle()
+        if max(rows, self._max_rows) * max(capacity, self._capacity) > limit:
+            self._cut_to(min(rows, self._max_rows), min(capacity, self._capacity))
+
     def admit(self, known: KVRow = NO_ROW) -> int:
         """Append a row that holds what ``save`` gave, nothing unless told, and return its index.
 
@@ -145,15 +152,18 @@ class KVCache(Cache):
         """Halve what is four times too large, so that copies stay rare."""
         num_slots = max(_LEAST_CAPACITY, 2 * max(self.lengths, default=0))
         rows = 2 * max(1, self.num_rows)
-        wanted = (
+        self._cut_to(
             rows if self._max_rows >= 2 * rows else self._max_rows,
             num_slots if self._capacity >= 2 * num_slots else self._capacity,
         )
-        if wanted != (self._max_rows, self._capacity):
-            self._max_rows, self._capacity = wanted
-            self._used = min(self._used, self._capacity)
+
+    def _cut_to(self, rows: int, capacity: int) -> None:
+        """Give back all beyond ``rows`` rows of ``capacity`` slots."""
+        if (rows, capacity) != (self._max_rows, self._capacity):
+            self._max_rows, self._capacity = rows, capacity
+            self._used = min(self._used, capacity)
             for store in self._stores:
-                store.shrink(*wanted)
+                store.shrink(rows, capacity)
 
     def content(self, row: int) -> list[tuple[Tensor, Tensor]]:
         """Per layer the committed keys and values of ``row``, each [heads, length, dim]."""

@@ -88,9 +88,11 @@ class Batch:
             request.stats.num_reused = known.target.length
             self._filling = _Filling(request, known.draft)
             drafter.holder = self
-            row = self.cache.admit(known.target)
             # The answer's room grows while it is written, up to the worst case.
             self.cache.ceiling = max(map(self.num_slots, [*self.rows, request]))
+            if self.limits.kv_tokens is not None:
+                self.cache.fit(len(self.rows) + 1, self.cache.ceiling, self.limits.kv_tokens)
+            row = self.cache.admit(known.target)
             soon = length + max(length, _FIRST_ROOM)
             self.cache.reserve(row + 1, min(soon, self.num_slots(request)))
 
