@@ -36,7 +36,7 @@ class Scheduler:
         engine: Engine,
         *,
         max_waiting: int = 64,
-        prefill_chunk: int = 256,
+        prefill_chunk: int = 512,
         kv_tokens: int | None = None,
         prefix_bytes: int = 256 << 20,
     ) -> None:
