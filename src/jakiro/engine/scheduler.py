@@ -11,7 +11,6 @@ from types import TracebackType
 
 from jakiro.engine.engine import Engine
 from jakiro.engine.prompt import Prompt
-from jakiro.engine.request import Request
 from jakiro.engine.stream import Stream
 from jakiro.errors import Busy, Closed, ConfigError
 from jakiro.sampling.params import SamplingParams
