@@ -14,7 +14,7 @@ from jakiro.drafters.nn import DraftHead
 from jakiro.target.target import Target
 from jakiro.train import frozen
 from jakiro.train.config import LossOptions, TrainConfig
-from jakiro.train.evaluate import count_levels
+from jakiro.train.evaluate import chain_levels, count_levels
 from jakiro.train.feature_head import head_config
 from jakiro.train.features import add_noise, teach
 from jakiro.train.learner import chain_tau
@@ -142,7 +142,7 @@ def test_hits_compare_with_the_first_choice_of_the_target(target: Target) -> Non
     right[0, 2] = -right[0, 2]
     result = measure([HeadOutput(right)], lesson, target)
     assert result.hits[0, 0, 0].tolist() == [False, True, True, False, False]
-    assert result.accuracy()[0].tolist() == pytest.approx([2 / 3])
+    assert result.valid[0, 0, 0].tolist() == [False, True, True, True, False]
 
 
 def test_a_batch_without_a_wanted_token_has_no_loss(target: Target) -> None:
@@ -216,3 +216,12 @@ def test_chains_are_judged_along_the_diagonal() -> None:
     # branch 2 judges 4 and passes it.
     assert levels.tolist() == [[3, 1, 1], [5, 3, 1]]
     assert chain_tau(levels) == pytest.approx(1 + 3 / 5 + 1 / 5 + 1 / 5)
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_chains_longer_than_a_batch_are_those_of_a_padded_one(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    judged = torch.rand(6, 4, width, generator=generator) < 0.9
+    hits = judged & (torch.rand(judged.shape, generator=generator) < 0.8)
+    wide = [F.pad(each, (0, 8)) for each in (hits, judged)]
+    assert torch.equal(chain_levels([*hits], [*judged]), chain_levels(*map(list, wide)))

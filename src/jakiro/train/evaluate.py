@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead
@@ -69,8 +70,16 @@ def chain_levels(hits: Sequence[Tensor], valid: Sequence[Tensor]) -> Tensor:
     counts = []
     for level, (hit, judged) in enumerate(zip(hits, valid, strict=True)):
         # The chain that starts at s is judged at s + level.
-        width = alive.shape[1] - level
-        asked = alive[:, :width] & judged[:, level:]
-        alive = torch.nn.functional.pad(asked & hit[:, level:], (0, level))
+        asked = alive & shifted(judged, level)
+        alive = asked & shifted(hit, level)
         counts.append(torch.stack([alive.sum(), asked.sum()]))
     return torch.stack(counts, 1).float()
+
+
+def shifted(values: Tensor, by: int) -> Tensor:
+    """``values`` [B, T] moved ``by`` places to the front (back, where negative), 0 where nothing
+    comes."""
+    width = values.shape[1]
+    if by >= 0:
+        return F.pad(values[:, by:], (0, min(by, width)))
+    return F.pad(values[:, : max(0, width + by)], (min(-by, width), 0))

@@ -51,10 +51,6 @@ class Losses:
         main = (both * options.second_branch**ahead).sum(1).mean()
         return main + options.balance * self.balance + options.diversity * self.similarity
 
-    def accuracy(self) -> Tensor:
-        """Share of hits [J, C]."""
-        return self.hits.sum((2, 3)) / self.valid.sum((2, 3)).clamp_min(1)
-
 
 def share_of(sizes: HeadConfig, options: LossOptions) -> ExpertShare | None:
     """The ``share`` that ``measure`` is asked for, of a head of that kind."""

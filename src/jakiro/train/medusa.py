@@ -18,7 +18,7 @@ from jakiro.hub import checkpoint
 from jakiro.target.features import LAST_FEATURE
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
-from jakiro.train.evaluate import chain_levels
+from jakiro.train.evaluate import chain_levels, shifted
 from jakiro.train.frozen import chunk_rows, frozen_head
 from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.samples import Batch
@@ -140,7 +140,7 @@ class MedusaLearner(Learner):
         features = self.target.features(ids, lengths, LAST_FEATURE).flatten(0, 1)
         carries = batch.carries_loss.to(ids.device)
         heads = range(self.config.one_shot.num_heads)
-        asked = torch.stack([_shifted(carries, 2 + k) for k in heads], -1).flatten(0, 1)
+        asked = torch.stack([shifted(carries, 2 + k) for k in heads], -1).flatten(0, 1)
         index = asked.any(-1).nonzero()[:, 0]
         return _Rows(features[index].float(), index, asked[index])
 
@@ -148,7 +148,7 @@ class MedusaLearner(Learner):
         """Of ``tokens`` [B, T] those ``ahead + k`` after each place, [M, K]; 0 past the end."""
         heads = range(self.config.one_shot.num_heads)
         tokens = tokens.to(places.device)
-        return torch.stack([_shifted(tokens, ahead + k).flatten()[places] for k in heads], -1)
+        return torch.stack([shifted(tokens, ahead + k).flatten()[places] for k in heads], -1)
 
     def _count(self, batch: Batch, rows: _Rows, hits: Tensor) -> Tally:
         """Top-1 agreement per head, and the paths of likeliest guesses from every place."""
@@ -159,19 +159,10 @@ class MedusaLearner(Learner):
         dense[:, :, rows.places] = torch.stack([good.T, rows.asked.T])
         # Head k at place t is judged at the target's choice after place t + 1 + k.
         placed = [
-            [_shifted(each, -1 - k) for k, each in enumerate(kind)]
+            [shifted(each, -1 - k) for k, each in enumerate(kind)]
             for kind in dense.unflatten(-1, batch.ids.shape)
         ]
         return {"accuracy": torch.stack([good.sum(0).float(), own]), "alpha": chain_levels(*placed)}
-
-
-def _shifted(values: Tensor, by: int) -> Tensor:
-    """``values`` [B, T] moved ``by`` places to the front (back, where negative), 0 where nothing
-    comes."""
-    width = values.shape[1]
-    if by >= 0:
-        return F.pad(values[:, by:], (0, min(by, width)))
-    return F.pad(values[:, : max(0, width + by)], (min(-by, width), 0))
 
 
 def best_tree(ranks: Sequence[Sequence[float]], num_nodes: int) -> TreePlan:
