@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,18 @@ def test_what_is_in_memory_does_not_grow_with_the_file(tokenizer: Any, tmp_path:
     (few, objects), (many, more) = run(100), run(3000)
     assert many == few <= 2
     assert more - objects < 200
+
+
+def test_tokens_are_counted_in_little_memory() -> None:
+    size = 1 << 20
+    ids = np.arange(size) % 37
+    samples = samples_from([(ids, np.ones(size, np.bool_))])
+    tracemalloc.start()
+    found = samples.counts(40)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.tolist() == np.bincount(ids, minlength=40).tolist()
+    assert most < 4 * size, "more than all of them are on disk"
 
 
 def test_parts_of_a_batch_are_its_samples(tmp_path: Path) -> None:

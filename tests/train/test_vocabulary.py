@@ -34,7 +34,7 @@ def test_the_most_frequent_tokens_and_the_special_ones() -> None:
 def test_a_checkpoint_holds_the_ids(tmp_path: Path) -> None:
     target, samples = tiny_target(), samples_of(count=8, length=20)
     learner = FeatureHead(target, TrainConfig(head=HeadOptions(draft_vocab_size=9)))
-    learner.prepare(samples.counts(target.vocab_size), {39, 36})
+    learner.prepare(samples, {39, 36})
     learner.save(learner.module, tmp_path, {})
     loaded = checkpoint.load(tmp_path, target.fingerprint())
     ids = loaded.get_buffer("draft_ids")

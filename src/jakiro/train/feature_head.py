@@ -20,7 +20,7 @@ from jakiro.train.features import teach, wanted
 from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.losses import Losses, measure, share_of
 from jakiro.train.rollout import carry_of, rollout
-from jakiro.train.samples import Batch
+from jakiro.train.samples import Batch, Samples
 from jakiro.train.sharpness import fitted
 from jakiro.train.vocabulary import frequent_tokens
 
@@ -39,9 +39,9 @@ class FeatureHead(Learner):
     def build(self) -> DraftHead:
         return DraftHead(self.sizes)
 
-    def prepare(self, counts: Tensor, special: Collection[int]) -> None:
+    def prepare(self, samples: Samples, special: Collection[int]) -> None:
         if (size := self.sizes.draft_vocab_size) is not None:
-            ids = frequent_tokens(counts[: self.sizes.vocab_size], size, special)
+            ids = frequent_tokens(samples.counts(self.sizes.vocab_size), size, special)
             self.module.get_buffer("draft_ids").copy_(ids)
 
     def counts(self, batch: Batch) -> Tensor:

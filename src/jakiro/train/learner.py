@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jakiro.errors import ConfigError
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
-from jakiro.train.samples import Batch
+from jakiro.train.samples import Batch, Samples
 
 Tally = dict[str, Tensor]
 """Named measures [2, K]: what was summed, and over how much. Tallies of disjoint batches add up.
@@ -69,10 +69,10 @@ class Learner(ABC):
         return {}
 
     def prepare(  # noqa: B027  most have nothing to learn from it
-        self, counts: Tensor, special: Collection[int]
+        self, samples: Samples, special: Collection[int]
     ) -> None:
-        """Learn how often each token occurs in the data, ``counts`` [V], and which are ``special``;
-        called once, before a new run and one that goes on."""
+        """Learn what the data are, and which of their tokens are ``special``; called once, before a
+        new run and one that goes on."""
 
     @abstractmethod
     def counts(self, batch: Batch) -> Tensor:

@@ -69,7 +69,7 @@ def train(
         has_answers = answers is not None
         samples = _samples(engine, records, out, config, has_answers, processes)
         trainer = Trainer(engine.target, samples, config, out, work, processes)
-        trainer.learner.prepare(samples.counts(engine.target.vocab_size), special_tokens(engine))
+        trainer.learner.prepare(samples, special_tokens(engine))
         if processes.is_first:
             reports.cost(trainer.cost)
         trainer.run(reports.step if processes.is_first else lambda progress: None)

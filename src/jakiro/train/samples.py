@@ -17,13 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from jakiro.errors import CheckpointError, DataError
 from jakiro.hub.files import replace_files
 
 Piece = tuple[Sequence[int], Sequence[bool]]
+_CHUNK = 1 << 18
+"""Tokens that are counted at once."""
 _POOL = 64
 """Batches whose samples are sorted by length together, so that little padding is needed."""
 _OURS = re.compile(r"samples-\w+\.(tokens|ends)(\.tmp)?")
@@ -74,7 +76,9 @@ class Samples:
 
     def counts(self, vocab_size: int) -> Tensor:
         """How often each token occurs, [V] int64 by id."""
-        return torch.from_numpy(np.bincount(self._tokens >> 1, minlength=vocab_size))
+        starts = range(0, len(self._tokens), _CHUNK)
+        parts = (self._tokens[start : start + _CHUNK] >> 1 for start in starts)
+        return count_tokens(parts, vocab_size)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The samples ``indices``, padded on the right to the longest."""
@@ -137,6 +141,14 @@ def _silent(batch: Batch) -> Batch:
     """The same batch with nothing to learn."""
     nothing = torch.zeros_like(batch.carries_loss)
     return Batch(batch.ids, batch.lengths, nothing, batch.indices)
+
+
+def count_tokens(parts: Iterable[ArrayLike], vocab_size: int) -> Tensor:
+    """How often each token occurs in ``parts``, each a list of ids: [V] int64 by id."""
+    counts = np.zeros(vocab_size, np.int64)
+    for ids in parts:
+        counts += np.bincount(ids, minlength=vocab_size)
+    return torch.from_numpy(counts)
 
 
 def stored(pieces: Callable[[], Iterable[Piece]], directory: Path, key: str) -> Samples:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from jakiro.hub import checkpoint
 from jakiro.hub.convert.importing import check_free
 from jakiro.hub.convert.source import widest
 from jakiro.train.data import Records, tokenise
+from jakiro.train.samples import count_tokens
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,12 @@ def special_tokens(engine: Engine) -> set[int]:
 
 def _counts(engine: Engine, data: Sequence[Path]) -> Tensor:
     """How often each token of the target occurs in ``data``, [V] int64 by id."""
-    size = engine.target.vocab_size
-    counts = np.zeros(size, np.int64)
-    for ids, _ in tokenise(Records(data), engine.tokenizer, engine.target.context_length):
-        counts += np.bincount(ids, minlength=size)[:size]
+    length, size = engine.target.context_length, engine.target.vocab_size
+    pieces = tokenise(Records(data), engine.tokenizer, length)
+    counts = count_tokens((ids for ids, _ in pieces), size)
     if not counts.any():
         raise DataError("the data holds no sample with a token to learn from")
-    return torch.from_numpy(counts)
+    return counts
 
 
 def frequent_tokens(counts: Tensor, size: int, always: Iterable[int]) -> Tensor:
