@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from transformers import ByT5Tokenizer
 from typer.testing import CliRunner
 
 import jakiro
@@ -137,6 +138,17 @@ def test_the_target_is_not_written_over(directory: Path) -> None:
     assert isinstance(result.exception, ConfigError)
     assert "holds a model that no training has left there" in str(result.exception)
     assert (directory / "target" / "config.json").read_bytes() == before
+
+
+def test_a_slow_tokenizer_is_refused_before_anything_is_written(directory: Path) -> None:
+    for path in (directory / "target").glob("*token*"):
+        path.unlink()
+    ByT5Tokenizer().save_pretrained(directory / "target")
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    result = invoke(*places, "--out", str(directory / "head"), "--regenerate", *QUICK)
+    assert isinstance(result.exception, ConfigError)
+    assert "needs a fast tokenizer" in str(result.exception)
+    assert not list((directory / "head").glob("*"))
 
 
 def test_help_does_not_import_torch() -> None:

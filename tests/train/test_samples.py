@@ -16,7 +16,7 @@ import pytest
 from jakiro.errors import CheckpointError, DataError
 from jakiro.train.data import Records, tokenise
 from jakiro.train.samples import Piece, opened, stored
-from tests.train.support import samples_from, samples_of
+from tests.train.support import VOCABULARY, samples_from, samples_of
 
 
 class Counted(list[int]):
@@ -128,7 +128,7 @@ def test_what_is_in_memory_does_not_grow_with_the_file(tokenizer: Any, tmp_path:
 
         def pieces() -> Iterator[Piece]:
             nonlocal most
-            for ids, marks in tokenise(Records([path]), tokenizer, 64):
+            for ids, marks in tokenise(Records([path]), tokenizer, 64, VOCABULARY):
                 counted = Counted(ids)
                 alive.add(counted)
                 most = max(most, len(alive))

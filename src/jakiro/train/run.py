@@ -20,7 +20,7 @@ from jakiro.hub.models import check_tokenizer
 from jakiro.sampling.params import SamplingParams
 from jakiro.train.config import TrainConfig, Work
 from jakiro.train.cost import Cost
-from jakiro.train.data import Records, tokenise
+from jakiro.train.data import Records, check_fast, tokenise
 from jakiro.train.place import claimed
 from jakiro.train.processes import Processes, joined
 from jakiro.train.regenerate import answered, regenerate
@@ -63,6 +63,7 @@ def train(
     records = Records(data)
     with joined() as processes, claimed(out) if processes.is_first else nullcontext():
         engine = _load(target, config, work, processes)
+        check_fast(engine.tokenizer)
         if answers is not None and processes.is_first:
             regenerate(engine, records, out / ANSWERS_FILE, answers, reports.answers)
         processes.wait()
@@ -130,14 +131,14 @@ def _samples(
     processes: Processes,
 ) -> Samples:
     """The tokenised data, written by the first process and mapped into memory by all."""
-    length = min(config.length, engine.target.context_length)
+    length, vocab_size = min(config.length, engine.target.context_length), engine.target.vocab_size
     answers = out / ANSWERS_FILE
     files = [*records.paths, *([answers] if has_answers and answers.exists() else [])]
-    key = _key(files, engine.tokenizer, length)
+    key = _key(files, engine.tokenizer, f"{length} {vocab_size}")
 
     def pieces() -> Iterator[Piece]:
         source = answered(records, answers) if has_answers else records
-        return tokenise(source, engine.tokenizer, length)
+        return tokenise(source, engine.tokenizer, length, vocab_size)
 
     if processes.is_first:
         stored(pieces, out, key)
@@ -145,10 +146,10 @@ def _samples(
     return opened(out, key)
 
 
-def _key(files: Sequence[Path], tokenizer: Any, length: int) -> str:
+def _key(files: Sequence[Path], tokenizer: Any, sizes: str) -> str:
     """What tokens depend on. Files go by size and time of change: reading them takes long, and a
     new time costs a tokenisation, no more, for a run knows its samples by their content."""
-    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(length)]
+    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), sizes]
     for path in files:
         try:
             found = path.stat()

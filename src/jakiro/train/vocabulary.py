@@ -17,7 +17,7 @@ from jakiro.errors import ConfigError, DataError
 from jakiro.hub import checkpoint
 from jakiro.hub.convert.importing import check_free
 from jakiro.hub.convert.source import widest
-from jakiro.train.data import Records, tokenise
+from jakiro.train.data import Records, check_fast, tokenise
 from jakiro.train.samples import count_tokens
 
 
@@ -76,8 +76,9 @@ def special_tokens(engine: Engine) -> set[int]:
 
 def _counts(engine: Engine, data: Sequence[Path]) -> Tensor:
     """How often each token of the target occurs in ``data``, [V] int64 by id."""
+    check_fast(engine.tokenizer)
     length, size = engine.target.context_length, engine.target.vocab_size
-    pieces = tokenise(Records(data), engine.tokenizer, length)
+    pieces = tokenise(Records(data), engine.tokenizer, length, size)
     counts = count_tokens((ids for ids, _ in pieces), size)
     if not counts.any():
         raise DataError("the data holds no sample with a token to learn from")
