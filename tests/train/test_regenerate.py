@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from jakiro.errors import ConfigError, DataError
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
 from jakiro.train.data import Message, Record
-from jakiro.train.regenerate import regenerate
+from jakiro.train.regenerate import answered, regenerate
 from jakiro.verify import find
-from tests.train.support import VOCABULARY
+from tests.train.support import VOCABULARY, word_tokenizer
 
 PARAMS = SamplingParams(max_new_tokens=6, temperature=1.0, seed=5)
 
@@ -109,7 +110,7 @@ def test_answers_in_place_are_not_generated_again(
 def test_answers_to_other_data_are_refused(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"place": "b:1", "messages": []}) + "\n")
-    with pytest.raises(ConfigError, match=r"answers to other data \(b:1\)"):
+    with pytest.raises(ConfigError, match=r"line 1 answers b:1 of other data"):
         list(regenerate(engine, RECORDS, path, PARAMS))
     path.write_text("nonsense\n")
     with pytest.raises(DataError, match="line 1 is damaged"):
@@ -122,6 +123,58 @@ def test_answers_to_other_settings_are_not_gone_on_from(engine: Engine, tmp_path
     kept = path.read_bytes()
     changed = [replace(RECORDS[0], messages=conversation("w2 w2", "w3")), *RECORDS[1:]]
     for records, params in ((RECORDS, replace(PARAMS, max_new_tokens=3)), (changed, PARAMS)):
-        with pytest.raises(ConfigError, match="other settings or to data that has changed"):
+        with pytest.raises(
+            ConfigError, match="line 1 answers a:1 of other data, to other settings"
+        ):
             regenerate(engine, records, path, params)
     assert path.read_bytes() == kept
+
+
+def test_answers_in_place_are_left_as_they_are(engine: Engine, tmp_path: Path) -> None:
+    """Under another spelling of the data's place, too; a file that changes is tokenised again."""
+    path = tmp_path / "answers.jsonl"
+    list(regenerate(engine, RECORDS, path, PARAMS))
+    os.utime(path, (1, 1))
+    elsewhere = [replace(record, place=f"./{record.place}") for record in RECORDS]
+    assert len(list(regenerate(engine, elsewhere, path, PARAMS))) == len(RECORDS)
+    assert path.stat().st_mtime == 1
+
+
+def test_answers_of_two_runs_in_one_file_are_refused(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    regenerate(engine, RECORDS[:3], path, PARAMS)
+    first = path.read_text()
+    for both in (first + first, first[: first.index("\n") + 1]):
+        path.write_text(both)
+        with pytest.raises((ConfigError, DataError), match=r"line [23] (answers a:1|is damaged)"):
+            list(answered(engine, [*RECORDS[:3], RECORDS[3]], path, PARAMS))
+
+
+def test_what_opens_a_conversation_is_kept(engine: Engine, tmp_path: Path) -> None:
+    greeting = {"role": "assistant", "content": "w9"}
+    records = [
+        Record("a:1", [greeting, *conversation("w6", "w7")]),
+        Record("a:2", [greeting, *conversation(" ".join(["w1"] * 200), "w2")]),
+    ]
+    (only,) = regenerate(engine, records, tmp_path / "answers.jsonl", PARAMS)
+    assert only.place == "a:1"
+    assert only.messages is not None
+    assert only.messages[:2] == [greeting, *conversation("w6")]
+    assert [m["role"] for m in only.messages[2:]] == ["assistant"]
+    (alone,) = engine.generate([only.messages[:2]], [PARAMS])
+    assert only.messages[2]["content"] == alone.text
+
+
+def test_prompts_that_cannot_be_encoded_name_their_record(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    records = [RECORDS[2], Record("a:9", conversation("w30", "w1"))]
+    monkeypatch.setattr(engine.target, "vocab_size", 20)
+    monkeypatch.setattr(engine, "tokenizer", word_tokenizer("{{ messages[0].content }}"))
+    with pytest.raises(DataError, match="a:9: token id 30 is not in the vocabulary"):
+        regenerate(engine, records, path, PARAMS)
+    refusing = "{{ raise_exception('no talk') }}"
+    monkeypatch.setattr(engine, "tokenizer", word_tokenizer(refusing))
+    with pytest.raises(DataError, match=r"a:3: the chat template refuses the .*: no talk"):
+        regenerate(engine, records, path, PARAMS)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from jakiro.engine.engine import Engine
@@ -27,9 +27,10 @@ def regenerate(
     params: SamplingParams,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Record]:
-    """``records`` with every assistant turn rewritten by the engine's target, turn after turn;
-    texts stay as they are. A conversation ends where the context does. ``records`` are iterated
-    several times, and no more than a group of them is held.
+    """``records`` with every answer rewritten by the engine's target, turn after turn; texts and
+    what opens a conversation stay as they are. A conversation ends where the context does. ``records`` are iterated
+    several times, and no more than a group of them is held. ``DataError`` names the record whose
+    prompt cannot be encoded.
 
     Answers are kept in ``path`` (JSON lines), and a run that finds some goes on from there; if they
     are of other conversations, settings or another target it raises ``ConfigError``.
@@ -44,17 +45,22 @@ def regenerate(
         _append(path, group, _answer(engine, group, params, done), sign)
         done += len(group)
     report(total, total)
-    return answered(records, path)
+    return answered(engine, records, path, params)
 
 
-def answered(records: Iterable[Record], path: Path) -> Iterator[Record]:
-    """``records`` with the answers that ``regenerate`` has kept in ``path``."""
+def answered(
+    engine: Engine, records: Iterable[Record], path: Path, params: SamplingParams
+) -> Iterator[Record]:
+    """``records`` with the answers that ``regenerate`` has kept in ``path``; raises ``ConfigError``
+    where another run wrote into it."""
+    sign = _signer(engine, params)
     # There is no file when there was no conversation.
-    with path.open(encoding="utf-8") if path.exists() else nullcontext(iter(())) as lines:
+    with path.open("rb") if path.exists() else nullcontext(iter(())) as lines:
+        numbers = count(1)
         for record in records:
             if record.messages is None:
                 yield record
-            elif messages := json.loads(next(lines))["messages"]:
+            elif messages := _stored(path, next(numbers), next(lines, b""), record, sign):
                 yield Record(record.place, messages)
 
 
@@ -70,18 +76,21 @@ def _answer(
     rest = [list(record.messages or []) for record in group]
     while True:
         prompts, rows = [], []
-        for row, (draft, waiting) in enumerate(zip(drafts, rest, strict=True)):
-            while waiting and waiting[0]["role"] != "assistant":
+        for row, (record, draft, waiting) in enumerate(zip(group, drafts, rest, strict=True)):
+            # What opens the conversation answers nothing, whoever says it.
+            while waiting and (not draft or waiting[0]["role"] != "assistant"):
                 draft.append(waiting.pop(0))
             if not waiting:
                 continue
             waiting.pop(0)
-            ids = engine.encode(draft) if draft else []
             try:
+                ids = engine.encode(draft)
+                if len(ids) >= engine.target.context_length:
+                    waiting.clear()
+                    continue
                 engine.target.check_prompt(ids)
-            except PromptError:
-                waiting.clear()
-                continue
+            except PromptError as error:
+                raise DataError(f"{record.place}: {error}") from error
             prompts.append(ids)
             rows.append(row)
         if not prompts:
@@ -96,8 +105,8 @@ def _answer(
 
 
 def _to_last_answer(messages: list[Message]) -> list[Message]:
-    """``messages`` up to the last answer."""
-    while messages and messages[-1]["role"] != "assistant":
+    """``messages`` up to the last answer, which the first of them is not."""
+    while len(messages) == 1 or (messages and messages[-1]["role"] != "assistant"):
         messages.pop()
     return messages
 
@@ -142,35 +151,34 @@ def _count_stored(
     """How many answers are in ``path``; a last line cut short by a kill is removed."""
     if not path.exists():
         return 0
-    count, size = 0, 0
+    done, size = 0, 0
     try:
         with path.open("rb") as lines:
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
-                _check_stored(path, count, line, next(conversations, None), sign)
-                count, size = count + 1, size + len(line)
-        os.truncate(path, size)
+                _stored(path, done + 1, line, next(conversations, None), sign)
+                done, size = done + 1, size + len(line)
+        # Even a file that keeps its size would be a changed one, to be tokenised again.
+        if path.stat().st_size > size:
+            os.truncate(path, size)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    return count
+    return done
 
 
-def _check_stored(
+def _stored(
     path: Path, number: int, line: bytes, asked: Record | None, sign: Callable[[Record], str]
-) -> None:
-    """Raise unless ``line`` holds an answer to the conversation ``asked``."""
+) -> list[Message]:
+    """The answer in ``line``, the one of that ``number``; raises unless it is to ``asked``."""
     try:
         stored = json.loads(line)
-        place, _ = stored["place"], stored["messages"]
+        place, messages = stored["place"], list(stored["messages"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}, line {number + 1} is damaged; delete the file") from error
-    if asked is None or asked.place != place:
+        raise DataError(f"{path}, line {number} is damaged; delete the file") from error
+    if asked is None or stored.get("asked") != sign(asked):
         raise ConfigError(
-            f"{path} holds answers to other data ({place}); give the same --data, or another --out"
+            f"{path}, line {number} answers {place} of other data, to other settings or of another "
+            "target, or a second run writes there too; go on as before, or give another --out"
         )
-    if stored.get("asked") != sign(asked):
-        raise ConfigError(
-            f"{path} holds answers of another target, to other settings or to data that has "
-            f"changed since ({place}); go on as before, or give another --out"
-        )
+    return messages

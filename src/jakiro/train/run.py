@@ -67,8 +67,7 @@ def train(
         if answers is not None and processes.is_first:
             regenerate(engine, records, out / ANSWERS_FILE, answers, reports.answers)
         processes.wait()
-        has_answers = answers is not None
-        samples = _samples(engine, records, out, config, has_answers, processes)
+        samples = _samples(engine, records, out, config, answers, processes)
         trainer = Trainer(engine.target, samples, config, out, work, processes)
         trainer.learner.prepare(samples, special_tokens(engine))
         if processes.is_first:
@@ -127,17 +126,17 @@ def _samples(
     records: Records,
     out: Path,
     config: TrainConfig,
-    has_answers: bool,
+    answers: SamplingParams | None,
     processes: Processes,
 ) -> Samples:
     """The tokenised data, written by the first process and mapped into memory by all."""
     length, vocab_size = min(config.length, engine.target.context_length), engine.target.vocab_size
-    answers = out / ANSWERS_FILE
-    files = [*records.paths, *([answers] if has_answers and answers.exists() else [])]
+    kept = out / ANSWERS_FILE
+    files = [*records.paths, *([kept] if answers is not None and kept.exists() else [])]
     key = _key(files, engine.tokenizer, f"{length} {vocab_size}")
 
     def pieces() -> Iterator[Piece]:
-        source = answered(records, answers) if has_answers else records
+        source = records if answers is None else answered(engine, records, kept, answers)
         return tokenise(source, engine.tokenizer, length, vocab_size)
 
     if processes.is_first:
