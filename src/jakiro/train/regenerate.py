@@ -28,9 +28,9 @@ def regenerate(
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Record]:
     """``records`` with every answer rewritten by the engine's target, turn after turn; texts and
-    what opens a conversation stay as they are. A conversation ends where the context does. ``records`` are iterated
-    several times, and no more than a group of them is held. ``DataError`` names the record whose
-    prompt cannot be encoded.
+    what opens a conversation stay as they are. A conversation ends where the context does.
+    ``records`` are iterated several times, and no more than a group of them is held. ``DataError``
+    names the record whose prompt cannot be encoded.
 
     Answers are kept in ``path`` (JSON lines), and a run that finds some goes on from there; if they
     are of other conversations, settings or another target it raises ``ConfigError``.
