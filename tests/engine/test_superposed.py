@@ -35,6 +35,20 @@ def test_one_suggestion_without_ngrams_is_greedy_decoding(family: str) -> None:
     assert superposed.num_forwards == 12
 
 
+class Words:
+    """Each token a word, without the space before the first."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        return " ".join(map(str, token_ids))
+
+
+def test_a_text_goes_on_where_the_prompt_ends() -> None:
+    opened = engine()
+    opened.tokenizer = Words()  # type: ignore[assignment]
+    (one,) = Superposed(opened, alpha=0.0).suggest(PROMPT, k=1, max_new_tokens=3)
+    assert one.text == "".join(f" {token}" for token in one.token_ids)
+
+
 def ngram_law(text: list[int]) -> dict[int, float]:
     """The weighted sum of 2- to 6-gram probabilities, by scanning the corpus."""
     law: dict[int, float] = {}
@@ -134,6 +148,6 @@ def test_the_command(run: Run, target: str, tmp_path: Path) -> None:  # noqa: F8
     record = json.loads(run(*asked, "--json").stdout)
     assert len(record) == 2 and all(len(each["token_ids"]) <= 4 for each in record)
     shown = run(*asked).stdout.splitlines()
-    assert [line.split(None, 1)[1] for line in shown] == [each["text"] for each in record]
+    assert [line.split(None, 1)[1] for line in shown] == [each["text"].lstrip() for each in record]
     missing = run("suggest", "w1", "-t", target, "--corpus", str(tmp_path / "none.txt"))
     assert missing.exit_code == 1 and "cannot read the corpus" in missing.stderr

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jakiro.engine.detokenize import Detokenizer
 from jakiro.engine.engine import Engine
 from jakiro.engine.ngrams import NGrams
 from jakiro.engine.prompt import Prompt
@@ -107,7 +108,7 @@ class Superposed:
             cache.advance(row, 1)
             self.num_forwards += 1
             drafts = self._extended(drafts, ids, out.logits[0, -1], k)
-        return [self._suggestion(draft) for draft in drafts]
+        return [self._suggestion(draft, ids) for draft in drafts]
 
     def _superposed(self, drafts: Sequence[_Draft]) -> Tensor:
         """[1, 1, H]: the embeddings of the last tokens, by the probabilities of the drafts that are
@@ -160,9 +161,12 @@ class Superposed:
             return {token: share * log_prob + penalty for token, log_prob in likely.items()}
         return {t: share * likely[t] + self._alpha * math.log(known[t]) for t in shared}
 
-    def _suggestion(self, draft: _Draft) -> Suggestion:
-        ids = list(draft.token_ids)
-        shown = ids[:-1] if draft.is_finished else ids
-        tokenizer = self._engine.tokenizer
-        text = tokenizer.decode(shown, skip_special_tokens=True) if tokenizer else ""
+    def _suggestion(self, draft: _Draft, prompt: list[int]) -> Suggestion:
+        ids, text = list(draft.token_ids), ""
+        if (tokenizer := self._engine.tokenizer) is not None:
+            reader = Detokenizer(tokenizer, prompt_ids=prompt)
+            for token in ids[:-1] if draft.is_finished else ids:
+                reader.push(token)
+            reader.finish()
+            text = reader.text
         return Suggestion(ids, text, draft.log_score, draft.is_finished)
