@@ -102,7 +102,8 @@ def measure(
     if out is not None:
         report = replace(store.resume(report, out), foreign=report.foreign)
         if report.cells:
-            NOTES.print(f"{len(report.cells)} cells in {out} were measured before")
+            measured = f"{len(report.cells)} cells in {out} were measured before"
+            NOTES.print(measured, soft_wrap=True)
     pending = list(report.pending())
     rounds = len(methods) * settings.repetitions
     batches = (-(-len(prompts[at.task].token_ids) // at.batch_size) for at in pending)
@@ -120,7 +121,8 @@ def measure(
             if out is not None:
                 store.save(report, out)
     if out is not None:
-        NOTES.print(f"{out}: {store.REPORT_FILE}, {store.TABLE_FILE}, {store.CHART_FILE}")
+        left = f"{out}: {store.REPORT_FILE}, {store.TABLE_FILE}, {store.CHART_FILE}"
+        NOTES.print(left, soft_wrap=True)
     return report
 
 
