@@ -111,6 +111,12 @@ def test_a_budget_limits_the_chain() -> None:
     assert chains(draft(drafter, [6], [9], plan)) == [[7, 8]]
 
 
+def test_ngrams_may_be_as_long_as_any_text() -> None:
+    drafter = PromptLookup(10**18)
+    drafter.begin([5, 6, 7, 5], None)
+    assert chains(draft(drafter, [6], [2], TreePlan.chain(10))) == [[7, 5]]
+
+
 @pytest.mark.parametrize(("longest", "shortest"), [(2, 3), (3, 0), (0, 0)])
 def test_sizes_must_be_ordered(longest: int, shortest: int) -> None:
     with pytest.raises(ConfigError, match=f"min_ngram={shortest}"):

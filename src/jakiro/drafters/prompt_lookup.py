@@ -26,7 +26,7 @@ class PromptLookup(Drafter):
                 f"need 1 <= min_ngram <= max_ngram, got min_ngram={min_ngram} and "
                 f"max_ngram={max_ngram}"
             )
-        self._sizes = range(max_ngram, min_ngram - 1, -1)
+        self._max_ngram, self._min_ngram = max_ngram, min_ngram
         self._texts: list[list[int]] = []
         # Per row and n: where each n-gram was last *followed by* something.
         self._ends: list[dict[tuple[int, ...], int]] = []
@@ -55,16 +55,19 @@ class PromptLookup(Drafter):
         """Extend the text; n-grams are indexed once the token after them is known."""
         text, ends = self._texts[row], self._ends[row]
         for token in tokens:
-            for size in self._sizes:
-                if len(text) >= size:
-                    ends[tuple(text[-size:])] = len(text)
+            for size in self._sizes(text):
+                ends[tuple(text[-size:])] = len(text)
             text.append(token)
 
     def _continuation(self, row: int, root: int, limit: int) -> list[int]:
         """The ``limit`` tokens after the longest known suffix of text + root, if there is one."""
         text = [*self._texts[row], root]
-        for size in self._sizes:
-            start = self._ends[row].get(tuple(text[-size:])) if len(text) >= size else None
+        for size in self._sizes(text):
+            start = self._ends[row].get(tuple(text[-size:]))
             if start is not None:
                 return what_follows(text, start, limit)
         return []
+
+    def _sizes(self, text: list[int]) -> range:
+        """Of the n-grams that ``text`` may end in, the longest first."""
+        return range(min(self._max_ngram, len(text)), self._min_ngram - 1, -1)
