@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jakiro.cache.kv_cache import KVCache
-from jakiro.drafters.ahead import Message
+from jakiro.drafters.ahead import Keep, Message
 from jakiro.drafters.pearl import Helper, Pearl
 from jakiro.errors import DrafterFailed
 from jakiro.sampling.params import SamplingParams
@@ -134,3 +134,28 @@ def test_after_a_failure_the_next_request_is_answered() -> None:
     done = engine.generate(prompts, params)
     for ids, asked, completion in zip(prompts, params, done, strict=True):
         assert completion.token_ids == world.answer(target.model, ids, asked)
+
+
+class _FailingToKeep(Beside):
+    """Fails when the first row leaves, once."""
+
+    has_failed = False
+
+    def send(self, message: Message) -> None:
+        if isinstance(message, Keep) and not _FailingToKeep.has_failed:
+            _FailingToKeep.has_failed = True
+            raise DrafterFailed("gone")
+        super().send(message)
+
+
+def test_rows_that_stay_are_told_to_the_next_process() -> None:
+    target = world.target("llama")
+    drafter = Pearl(target, target, _FailingToKeep)
+    engine = world.make_engine(target, drafter, max_batch_size=2)
+    prompts = [[3, 4], [5, 6, 7]]
+    params = [replace(WARM, seed=0, max_new_tokens=count) for count in (4, 24)]
+    done = engine.generate(prompts, params)
+    assert _FailingToKeep.has_failed
+    for ids, asked, completion in zip(prompts, params, done, strict=True):
+        assert completion.token_ids == world.answer(target.model, ids, asked)
+    assert done[1].stats.num_forwards < 12

@@ -175,14 +175,14 @@ class _Row:
     key: int
     text: list[int]
     """Committed, the root of the next tree not included."""
-    num_told: int
+    num_told: int = 0
 
 
 class Pearl(Drafter):
     """Chains of what ``model`` has written ahead, at most as deep as the plan.
 
     ``start`` makes the ``Link`` to one that does; it is called when the first row begins, and again
-    after a failure.
+    after a failure: the new one is told of all rows.
     """
 
     name = "pearl"
@@ -198,14 +198,14 @@ class Pearl(Drafter):
         self._rows: list[_Row] = []
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
-        if self._link is None:
-            self._link = self._start()
-        row = _Row(next(self._keys), list(ids), len(ids))
-        self._send(Begin(row.key, list(ids)))
+        self._connect()
+        row = _Row(next(self._keys), list(ids))
+        self._tell(row)
         self._rows.append(row)
 
     def draft(self, request: DraftRequest) -> TokenTree:
-        assert self._link is not None, "a row has begun"
+        self._connect()
+        assert self._link is not None
         limit = min(request.plan.depth, request.plan.budget)
         try:
             found = self._link.guesses()
@@ -233,6 +233,18 @@ class Pearl(Drafter):
         self._rows = [self._rows[row] for row in rows]
         if self._link is not None:
             self._send(Keep([row.key for row in self._rows]))
+
+    def _connect(self) -> None:
+        """Start one that writes ahead of all rows, unless there is one."""
+        if self._link is None:
+            self._link = self._start()
+            for row in self._rows:
+                self._tell(row)
+
+    def _tell(self, row: _Row) -> None:
+        """Tell it of a row it does not know."""
+        self._send(Begin(row.key, list(row.text)))
+        row.num_told = len(row.text)
 
     def _send(self, message: Message) -> None:
         assert self._link is not None, "there is one to tell"
