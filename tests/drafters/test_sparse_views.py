@@ -179,6 +179,10 @@ def test_labels_of_no_rows_are_none() -> None:
         assert [len(each.token_ids) for each in done] == list(counts)
 
 
+LAST = torch.full((2, 2, 3), 7)
+"""Labels in range, of keys of 8 channels."""
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -187,6 +191,8 @@ def test_labels_of_no_rows_are_none() -> None:
         (lambda: DuoAttention(world.target("llama"), scores=Path(__file__)), "no table"),
         (lambda: DoubleSparsity(world.target("llama"), share=0), "share must be over 0"),
         (lambda: DoubleSparsity(world.target("llama"), labels=torch.zeros(1, 2, 3)), "labels must"),
+        (lambda: DoubleSparsity(world.target("llama"), labels=torch.zeros(2, 2, 3)), "float32"),
+        (lambda: DoubleSparsity(world.target("llama"), labels=LAST + 1), "from 0 to 7"),
         (lambda: DoubleSparsity(Target(chain_only())), "gpt_neo.*no masks"),
         (lambda: DuoAttention(eager()), "attends by code of its own"),
         (lambda: DoubleSparsity(latent()), "deepseek_v3.*keeps no keys in its cache"),

@@ -52,12 +52,12 @@ class DoubleSparsity(Reader):
         self._num_tokens = max(LEAST_TOKENS, round(share * target.context_length))
         self._channels = channels
         self._view = SelectiveView(target, self._attend)
-        self._view.check_keys()
+        key_size = self._view.key_size()
         super().__init__(self._view)
         self._labels: Labels | None = None
         if labels is not None:
             check_heads(target, labels.shape[:2], "labels")
-            self._labels = Labels(list(labels))
+            self._labels = Labels(list(_checked(labels, key_size)))
 
     def draft(self, request: DraftRequest) -> TokenTree:
         cache = request.cache
@@ -176,6 +176,17 @@ def important(asked: Asked, channels: float) -> Tensor:
     size = queries.abs().mean((1, 2)) * asked.keys[0].abs().mean(1)
     best: Tensor = size.topk(count).indices
     return best
+
+
+def _checked(labels: Tensor, key_size: int) -> Tensor:
+    """``labels`` as int64. Raises ``ConfigError`` unless they are channels of keys."""
+    is_table = labels.ndim == 3 and labels.numel() > 0 and not labels.is_floating_point()
+    if not is_table or not 0 <= int(labels.min()) <= int(labels.max()) < key_size:
+        raise ConfigError(
+            f"labels must be channels of a key, integers from 0 to {key_size - 1}, in a table "
+            f"[layers, kv_heads, channels]; got {labels.dtype} {list(labels.shape)}"
+        )
+    return labels.long()
 
 
 def _rows(entries: Tensor, slots: Tensor) -> Tensor:

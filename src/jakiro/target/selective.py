@@ -98,8 +98,9 @@ class SelectiveView(View):
         finally:
             self._is_selecting = False
 
-    def check_keys(self) -> None:
-        """Raise ``TargetRefused`` unless the cache holds the keys that layers attend to."""
+    def key_size(self) -> int:
+        """How many channels a key has. Raises ``TargetRefused`` unless the cache holds the keys
+        that layers attend to."""
         cache, ids = self.new_cache(), [0, 0]
         row = cache.admit()
         self.prefill(ids, cache, row)
@@ -110,6 +111,7 @@ class SelectiveView(View):
                 f"{name_of(self)} keeps no keys in its cache but what they are made of, so none "
                 "can be looked up there; use another drafter, for example sparse_kv"
             )
+        return min(one.keys.shape[-1] for one in asked)
 
     def observe(self, ids: list[int], cache: KVCache, row: int) -> list[Asked]:
         """What every layer is asked when the last committed tokens ``ids`` of ``row`` are run again
