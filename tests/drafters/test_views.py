@@ -251,6 +251,7 @@ def test_tokens_leave_out_the_mlps_that_a_plain_fit_expects_to_change_them_least
         (lambda: LayerSkip(world.target("llama"), speedup=0.5), "at least 1"),
         (lambda: SparseKV(world.target("llama"), sinks=-1), "sinks must be at least 0"),
         (lambda: Swift(world.target("llama"), skip_ratio=1.0), "under 1"),
+        (lambda: Swift(world.target("llama"), confidence=-0.5), "confidence must be at least 0"),
         (lambda: FewerExperts(world.target("mixtral"), top_k=3), "from 1 to 2, got 3"),
     ],
 )

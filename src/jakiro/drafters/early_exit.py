@@ -28,8 +28,6 @@ class EarlyExit(SelfDrafter):
         first = max(1, num_layers // 2) if exit_layer is None else exit_layer
         if not 0 < first <= num_layers:
             raise ConfigError(f"exit_layer must be from 1 to {num_layers}, got {exit_layer}")
-        if confidence < 0:
-            raise ConfigError(f"confidence must be at least 0 (never stop), got {confidence}")
         gates = Gates(target)
         gates.close_layers(set(range(first, num_layers)))
         super().__init__(gates.view, confidence)

@@ -21,7 +21,7 @@ from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.cache.mask import additive, positions, tree_mask
 from jakiro.drafters.attention import Attention, KeyValues, RMSNorm
 from jakiro.drafters.base import DraftRequest, Head
-from jakiro.drafters.levels import LevelDrafter
+from jakiro.drafters.levels import LevelDrafter, check_confidence
 from jakiro.errors import ConfigError
 from jakiro.target.features import FeatureSpec
 from jakiro.target.output import TargetOutput
@@ -103,8 +103,7 @@ class Kangaroo(LevelDrafter):
                 f"the adapter stands behind layer {exit_layer} of a target of {target.num_layers} "
                 "layers; train one for this target"
             )
-        if confidence < 0:
-            raise ConfigError(f"confidence must be at least 0 (never stop), got {confidence}")
+        check_confidence(confidence)
         gates = Gates(target, headless(target))
         gates.close_layers(set(range(exit_layer, target.num_layers)))
         super().__init__(gates.view, target.vocab_size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jakiro.cache.kv_cache import KVCache
 from jakiro.drafters.base import Drafter, DraftRequest
+from jakiro.errors import ConfigError
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
@@ -91,6 +92,12 @@ class LevelDrafter(Drafter):
     def _scores(self, logits: Tensor, request: DraftRequest, depth: int) -> Tensor:
         """Log scores [B, K, V] over the target's vocabulary, which may be the longer one."""
         return request.noise.scores(fitted(logits, self._vocab_size), depth)
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise ``ConfigError`` unless it can be compared with a probability."""
+    if not confidence >= 0:
+        raise ConfigError(f"confidence must be at least 0 (never stop), got {confidence}")
 
 
 def readable(model: Target, tokens: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from jakiro.drafters.base import DraftRequest
-from jakiro.drafters.levels import LevelDrafter
+from jakiro.drafters.levels import LevelDrafter, check_confidence
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
@@ -22,13 +22,15 @@ class SelfDrafter(LevelDrafter):
     """Drafts with ``view``, which reads and writes caches of the target.
 
     A method is a subclass that makes its view. A view of half the target's cost needs a chain whose
-    tokens are nearly all accepted, so the tree is a chain unless the user asks for another.
+    tokens are nearly all accepted, so the tree is a chain unless the user asks for another. Raises
+    ``ConfigError``.
     """
 
     name = "view"
     plan = TreePlan.chain(4)
 
     def __init__(self, view: Target, confidence: float = 0.0) -> None:
+        check_confidence(confidence)
         super().__init__(view, view.vocab_size)
         self.confidence = confidence
 
