@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,14 @@ def test_options_reach_every_kind_that_is_made_here(plain: Engine) -> None:
         ("jakiro", {"window": 0}, "window must be at least 1"),
         ("sparse_kv", {"sinks": -1}, "sinks must be at least 0"),
         (model, {"window": 0}, "DraftModel.*window"),
+        ("jakiro", {"window": 2.5}, r"window of a FeatureDrafter .* int \| None, got 2.5"),
+        ("aded", {"simulations": True}, "simulations .* int, got True"),
+        ("swift", {"confidence": "0.5"}, "confidence .* float, got '0.5'"),
+        ("suffix_automaton", {"growth": math.inf}, "growth .* float, got inf"),
+        ("layer_skip", {"speedup": math.nan}, "speedup .* float, got nan"),
+        ("copy", {"source_of": 3}, "source_of .* got 3"),
+        ("token_recycling", {"matrix": {}}, r"matrix .* Adjacency \| None"),
+        ("duo_attention", {"scores": "heads.tsv"}, r"scores .* Path \| Tensor \| None"),
         (PromptLookup(), {"window": 0}, "to the drafter itself"),
     ]:
         with pytest.raises(ConfigError, match=named):

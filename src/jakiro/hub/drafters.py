@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import PreTrainedModel
 
@@ -157,7 +159,16 @@ def _model_in(directory: Path, target: Target, tokenizer: object) -> Target:
 
 
 def _make(kind: type, parts: Sequence[object], options: Mapping[str, Any]) -> Drafter:
-    """``kind(*parts, **options)``; ``ConfigError`` where the class has no such options."""
+    """``kind(*parts, **options)``; ``ConfigError`` where the class has no such options, or one is
+    not what its annotation says: a class checks ranges, and would fail on it in mid-answer."""
+    hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+    for name, value in options.items():
+        if not _is_a(hints.get(name, object), value):
+            said = signature(kind).parameters[name].annotation
+            raise ConfigError(
+                f"the option {name} of a {kind.__name__} must be a finite value of the type "
+                f"{said}, got {value!r}"
+            )
     try:
         drafter: Drafter = kind(*parts, **options)
     except TypeError as error:
@@ -167,3 +178,16 @@ def _make(kind: type, parts: Sequence[object], options: Mapping[str, Any]) -> Dr
             f"({error}); it takes {', '.join(known) or 'none'}"
         ) from error
     return drafter
+
+
+def _is_a(hint: Any, value: object) -> bool:
+    """Whether ``value`` is what an annotation says, a number finite and no bool; what is in a
+    container, and which of some words it is, is not asked."""
+    if isinstance(hint, UnionType):
+        return any(_is_a(each, value) for each in get_args(hint))
+    kind = get_origin(hint) or hint
+    if kind is Literal:
+        return True
+    if kind is float:
+        return _is_a(int, value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
