@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jakiro.drafters.draft_model import DraftModel
+from jakiro.engine.limits import Limits
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
@@ -155,6 +156,18 @@ def test_rows_beyond_its_context_are_decoded_plainly(family: str) -> None:
     # 15 tokens of prompt and 9 more fill the context; what comes then is not drafted for.
     assert 0 < sum(crossing.offered_by_depth[:1]) < crossing.num_forwards
     assert within.offered_by_depth[0] > 0
+
+
+def test_nothing_is_taken_over_from_a_prompt_that_it_has_not_read() -> None:
+    """Beside another row it is fed the answer alone."""
+    target = world.target("llama")
+    model = Target(llama_like("Llama", max_position_embeddings=24)())
+    engine = world.make_engine(target, DraftModel(model, target), max_batch_size=2)
+    engine.limits = Limits(2, prefix_bytes=1 << 20)
+    long = list(range(2, 32))
+    engine.generate([long, [7]], [SamplingParams(max_new_tokens=count) for count in (8, 16)])
+    (again,) = engine.generate([long[:20]], SamplingParams(max_new_tokens=4))
+    assert again.stats.num_reused == 0
 
 
 def test_a_model_that_can_only_check_chains_drafts_chains() -> None:

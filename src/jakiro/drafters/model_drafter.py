@@ -35,6 +35,8 @@ class ModelDrafter(LevelDrafter):
         self._cache = model.new_cache()
         # Per row the committed tokens before the root that are not in the cache.
         self._pending: list[list[int]] = []
+        # Per row whether the cache begins with its prompt, which may be too long for the model.
+        self._has_prompt: list[bool] = []
         # What lies behind the committed part of the cache: the root and all expanded nodes.
         self._fed: TokenTree | None = None
 
@@ -45,12 +47,13 @@ class ModelDrafter(LevelDrafter):
         self.resume(KVRow(0), ids, features)
 
     def save(self, row: int, length: int) -> KVRow:
-        return self._cache.save(row, length)
+        return self._cache.save(row, length if self._has_prompt[row] else 0)
 
     def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
         row = self._cache.admit(known)
         self._pending.append([])
-        if len(ids) < self.model.context_length:
+        self._has_prompt.append(len(ids) < self.model.context_length)
+        if self._has_prompt[row]:
             new = readable(self.model, torch.tensor(ids[known.length :]))
             self.model.prefill(new.tolist(), self._cache, row)
             self.num_forwards += 1
@@ -84,6 +87,7 @@ class ModelDrafter(LevelDrafter):
     def keep(self, rows: list[int]) -> None:
         self._cache.keep(rows)
         self._pending = [self._pending[row] for row in rows]
+        self._has_prompt = [self._has_prompt[row] for row in rows]
 
     def _catch_up(self, roots: Tensor) -> Tensor:
         """Feed what is pending and the roots; returns the logits [B, 1, V] after the roots, which
