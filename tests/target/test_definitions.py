@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -51,6 +52,15 @@ def test_what_does_not_fit_the_target(text: str | None, amateur: str | None, mes
     other = None if amateur is None else world.model(amateur)
     with pytest.raises(ConfigError, match=message):
         jakiro.load(world.model("llama"), "none", definition=text, amateur=other)
+
+
+def test_an_instruction_leaves_room_for_a_text() -> None:
+    of = world.target("llama")
+    before = [3] * (of.context_length - 2)
+    made = partial(find("lol:instruction=x").redefine, of, of)
+    assert made(lambda text: before).context_length == 2
+    with pytest.raises(ConfigError, match=f"the instruction has {len(before) + 1} tokens"):
+        made(lambda text: [*before, 3])
 
 
 def test_targets_and_amateurs_of_the_wrong_kind() -> None:

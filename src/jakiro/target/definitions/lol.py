@@ -45,7 +45,13 @@ class LowerLayers(Definition):
             raise ConfigError(f"layer must be from 0 to {height - 1}, got {self.layer}")
         others = [Source(amateur, (layer * above // height,))]
         if self.instruction:
-            others.append(Source(target, before=tuple(encode(self.instruction))))
+            before = tuple(encode(self.instruction))
+            if len(before) > target.context_length - 2:
+                raise ConfigError(
+                    f"the instruction has {len(before)} tokens, and the context of the target, "
+                    f"{target.context_length}, must hold a text behind it; give a shorter one"
+                )
+            others.append(Source(target, before=before))
         return Redefined(target, self._join, (layer,), others)
 
     def _join(self, said: list[Said]) -> Tensor:
