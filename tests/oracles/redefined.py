@@ -34,9 +34,9 @@ class Redefined:
 def contrastive(expert: Any, amateur: Any, alpha: float, beta: float) -> Redefined:
     def law(ids: Tensor) -> Numbers:
         strong, weak = said(expert, ids), said(amateur, ids)
-        likely = head(softmax(strong), alpha)
+        likely = head(softmax(strong[: len(weak)]), alpha)
         return [
-            (1 + beta) * s - beta * weak[token] if token in likely and token < len(weak) else -INF
+            (1 + beta) * s - beta * weak[token] if token in likely else -INF
             for token, s in enumerate(strong)
         ]
 

@@ -11,6 +11,7 @@ import jakiro
 from jakiro.errors import ConfigError, PairMismatch, TargetRefused
 from jakiro.target.definitions.dola import DoLa
 from jakiro.target.definitions.registry import find
+from jakiro.target.target import Target
 from tests.cli.conftest import Run, run, target  # noqa: F401  fixtures
 from tests.conformance import world
 from tests.families import llama_like
@@ -61,6 +62,17 @@ def test_an_instruction_leaves_room_for_a_text() -> None:
     assert made(lambda text: before).context_length == 2
     with pytest.raises(ConfigError, match=f"the instruction has {len(before) + 1} tokens"):
         made(lambda text: [*before, 3])
+
+
+def test_the_best_of_the_tokens_that_both_models_have_is_always_left() -> None:
+    of = world.target("llama")
+    amateur = Target(llama_like("Llama", hidden_size=16, num_hidden_layers=1, vocab_size=19)())
+    law = find("contrastive:alpha=1").redefine(of, amateur, list)
+    ids = list(world.prompt(2))
+    (said,) = law.prefill(ids, (cache := law.new_cache()), cache.admit()).logits[0]
+    (plain,) = of.prefill(ids, (cache := of.new_cache()), cache.admit()).logits[0]
+    assert plain.argmax() >= 19, "the target alone would say another"
+    assert said.isfinite().nonzero().tolist() == [[int(plain[:19].argmax())]]
 
 
 def test_targets_and_amateurs_of_the_wrong_kind() -> None:

@@ -72,15 +72,16 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What a source says at nodes: ``logits`` [B, N, V] over the target's vocabulary and, per layer
-    read, what its head makes of that layer's states. At least float32."""
+    """What a source says at nodes: ``logits`` [B, N, V] over the tokens that all sources have and,
+    per layer read, what its head makes of that layer's states. At least float32."""
 
     logits: Tensor
     early: tuple[Tensor, ...] = ()
 
 
 Join = Callable[[list[Said]], Tensor]
-"""From what the sources say, the target itself first, to the logits [B, N, V] of the law."""
+"""From what the sources say, the target itself first, to the logits [B, N, V] of the law: of the
+shared tokens, too."""
 
 
 class Redefined(Target):
@@ -175,10 +176,13 @@ class Redefined(Target):
                 states = states[..., width:]
             if not said and needs != NO_FEATURES:
                 features = states
-            early = tuple(widened(source.model.lm_head(state), self) for state in read)
-            said.append(Said(widened(out.logits, self), early))
-        shared = self._join(said)[..., : self._num_shared]
-        return TargetOutput(widened(shared, self), features)
+            early = tuple(self._shared(source.model.lm_head(state)) for state in read)
+            said.append(Said(self._shared(out.logits), early))
+        return TargetOutput(widened(self._join(said), self), features)
+
+    def _shared(self, logits: Tensor) -> Tensor:
+        """``logits`` [.., V'] of a source for the tokens that all sources have."""
+        return widened(logits, self)[..., : self._num_shared]
 
 
 def widened(logits: Tensor, target: Target) -> Tensor:
