@@ -190,4 +190,6 @@ def _is_a(hint: Any, value: object) -> bool:
         return True
     if kind is float:
         return _is_a(int, value) or (isinstance(value, float) and math.isfinite(value))
+    if not isinstance(kind, type):  # like Any
+        return True
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
