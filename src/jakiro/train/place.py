@@ -9,10 +9,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from jakiro.errors import CheckpointError, ConfigError
+from jakiro.hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from jakiro.train.trainer import HISTORY_FILE, STATE_FILE
 
 LOCK_FILE = ".lock"
-_OF_MODELS = ("config.json", "model.safetensors", "model.safetensors.index.json")
+_OF_MODELS = (CONFIG_FILE, WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")
 
 
 @contextmanager
