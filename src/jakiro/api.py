@@ -185,8 +185,10 @@ def _maker(
 
 def _plan(tree: TreePlan | str | None) -> tuple[bool, TreePlan | None]:
     """Whether a controller chooses within the plan, and the plan; None: the drafter's."""
-    if not isinstance(tree, str):
+    if tree is None or isinstance(tree, TreePlan):
         return False, tree
+    if not isinstance(tree, str):
+        raise ConfigError(f"tree must be a TreePlan, its text form or None, got {tree!r}")
     is_auto = tree.partition(":")[0] == AUTO
     text = tree.removeprefix(AUTO).removeprefix(":") if is_auto else tree
     return is_auto, TreePlan.parse(text) if text or not is_auto else None
@@ -223,9 +225,9 @@ def _controller(
 
 
 def _dtype(given: str | torch.dtype | None, default: str | torch.dtype) -> str | torch.dtype:
-    if not isinstance(given, str):
-        return default if given is None else given
-    found = getattr(torch, given, None)
+    if given is None:
+        return default
+    found = getattr(torch, given, None) if isinstance(given, str) else given
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ConfigError(f"unknown dtype {given!r}; use float32, bfloat16, float16 or float64")
     return found
@@ -237,7 +239,7 @@ def _device(given: str | torch.device | None) -> torch.device | None:
         return None
     try:
         return torch.empty(0, device=given).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ConfigError(
             f"cannot use the device {str(given)!r}: {first_line(error)}; use cpu, or cuda where "
             "torch finds a GPU"
@@ -247,6 +249,8 @@ def _device(given: str | torch.device | None) -> torch.device | None:
 def _definition(given: str | Definition | None, amateur: object) -> Definition | None:
     """The definition asked for, if it has the amateur it needs and no other."""
     found = definitions.find(given) if isinstance(given, str) else given
+    if found is not None and not isinstance(found, Definition):
+        raise ConfigError(f"definition must be a name, a Definition or None, got {found!r}")
     if found is None and amateur is not None:
         raise ConfigError("an amateur is of no use without a definition; give one that needs it")
     if found is not None and found.needs_amateur != (amateur is not None):
