@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class FeatureHead(Learner):
     def loss(self, batch: Batch, totals: Tensor, seed: int) -> Outcome:
         lesson = teach(self.target, batch, self.config.noise, seed, self.sizes.needs)
         outputs = rollout(
-            self.module,
+            partial(self.module, is_apart=self.config.loss.contrast_apart),
             lesson.embeddings,
             lesson.inputs,
             self.config.unroll,
