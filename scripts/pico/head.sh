@@ -11,8 +11,7 @@ layer="$common --unroll 3 --lr 3e-3 --noise 0.05 --token-weight 0.5 --second-bra
 # 704 (869 thousand) to 0.3 %; the widest single expert makes up for the gate as well. Streams of
 # three lower layers are read by 197 thousand more.
 declare -A heads=(
-  [jakiro]="$layer --method jakiro --expert-size 352 --read 2 --read 8 --read 13 --contrast-apart"
-  [jakiro_together]="$layer --method jakiro --expert-size 352 --read 2 --read 8 --read 13"
+  [jakiro]="$layer --method jakiro --expert-size 352 --read 2 --read 8 --read 13"
   [jakiro_last]="$layer --method jakiro --expert-size 352"
   [eagle2]="$layer --method eagle2"
   [eagle2_wide]="$layer --method eagle2 --expert-size 705"

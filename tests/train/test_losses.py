@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -168,23 +167,6 @@ def test_gradients_reach_the_head_alone(target: Target, samples: Samples) -> Non
     assert all(parameter.grad is None for parameter in target.model.parameters())
     for name, tensor in target.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-
-
-def test_a_contrast_apart_trains_experts_and_gate_alone(target: Target, samples: Samples) -> None:
-    config = TrainConfig(unroll=2)
-    head = DraftHead(head_config(target, config))
-    lesson = teach(target, samples.batch([0, 1, 2]))
-    inputs = lesson.embeddings, lesson.inputs, config.unroll, 1
-    together, apart = (rollout(partial(head, is_apart=each), *inputs) for each in (False, True))
-    for joint, own in zip(together, apart, strict=True):
-        torch.testing.assert_close((own.next, own.ahead), (joint.next, joint.ahead))
-    # Of the second branch's loss alone.
-    losses = measure(apart, lesson, target)
-    losses.token[:, 1].sum().backward()
-    moved = {name for name, weight in head.named_parameters() if weight.grad.any()}
-    assert moved == {name for name, _ in head.named_parameters() if ".mlp_moe." in name}
-    gate = head.layers[0].mlp_moe.gate.weight.grad
-    assert gate[2:].abs().sum() > 0 and not gate[:2].any()
 
 
 def test_noise_is_uniform_and_shrinks_with_the_length_of_each_row() -> None:

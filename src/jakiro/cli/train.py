@@ -76,9 +76,6 @@ def train(
     feature_weight: Annotated[float, typer.Option(help="Weight of the feature loss.")] = 1.0,
     token_weight: Annotated[float, typer.Option(help="Weight of the token loss.")] = 0.1,
     second_branch: Annotated[float, typer.Option(help="Weight of the second branch.")] = 0.5,
-    contrast_apart: Annotated[
-        bool, typer.Option(help="The contrasts' loss trains experts and gate, nothing below.")
-    ] = False,
     unroll: Annotated[int, typer.Option(help="Levels trained on own predictions.")] = 1,
     expert_size: Annotated[
         int | None, typer.Option(help="Inner width of an expert (default: the target's MLP).")
@@ -189,13 +186,7 @@ def train(
             None if read is None else tuple(read),
         ),
         loss=LossOptions(
-            feature_weight,
-            token_weight,
-            second_branch,
-            balance,
-            diversity,
-            expert_share.value,
-            contrast_apart,
+            feature_weight, token_weight, second_branch, balance, diversity, expert_share.value
         ),
         one_shot=OneShotOptions(heads, blocks, own_head, tree_nodes=tree_nodes),
         model=ModelOptions(layers, hidden_size, mlp_size),

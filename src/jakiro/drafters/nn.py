@@ -136,17 +136,12 @@ class _Layer(nn.Module):
         mask: Tensor | None,
         cache: KeyValues | None,
         contrasts: int,
-        is_apart: bool = False,
     ) -> HeadOutput:
         # No norm before the attention: the layer reads the output of ``fc`` as it is.
         residual = states + self.self_attn(states, positions, mask, cache)
         states = self.post_attention_layernorm(residual)
         if self.num_experts == 1:
             return HeadOutput(residual + self.mlp(states))
-        if is_apart and contrasts:
-            first: HeadOutput = self.mlp_moe(residual, states, 0)
-            apart: HeadOutput = self.mlp_moe(residual.detach(), states.detach(), contrasts)
-            return first._replace(ahead=apart.ahead)
         return self.mlp_moe(residual, states, contrasts)  # type: ignore[no-any-return]
 
 
@@ -198,22 +193,20 @@ class DraftHead(Head):
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
         contrasts: int = 0,
-        is_apart: bool = False,
     ) -> HeadOutput:
         """Predicted features of N pairs: ``embeddings`` [B, N, H] and ``features`` [B, N, H], or
         [B, N, F] with the streams the head ``reads`` before each feature; absolute ``positions``
         [B, N], or [B, 1] where all N are at one. ``mask`` [B, 1, N, S] is additive or boolean
         (True = may attend) over the S keys the cache returns; None is plain causal attention among
         the N pairs. ``contrasts``: how many contrastive branches are wanted; more than
-        ``contrast_levels`` raises ``ConfigError``. ``is_apart``: no gradient of theirs reaches what
-        the experts read."""
+        ``contrast_levels`` raises ``ConfigError``."""
         if contrasts > self.config.contrast_levels:
             raise ConfigError(
                 f"this {self.config.method} head has {self.config.contrast_levels} contrastive "
                 f"branches, {contrasts} were asked for"
             )
         states = self._joined(embeddings, features)
-        return self.layers[0](states, positions, mask, cache, contrasts, is_apart)  # type: ignore[no-any-return]
+        return self.layers[0](states, positions, mask, cache, contrasts)  # type: ignore[no-any-return]
 
     def remember(
         self, embeddings: Tensor, features: Tensor, positions: Tensor, cache: KeyValues

@@ -45,7 +45,6 @@ class LossOptions:
     """Weights of the parts of the loss.
 
     ``second_branch``: of what is predicted one position further ahead; its square two further.
-    ``contrast_apart``: what a contrast loses trains the experts and the gate, nothing below them.
     ``balance``: of uneven use of the experts. ``diversity``: of the likeness of decoupled experts'
     features, the mean of ``exp(-d)`` over pairs with d their mean squared distance.
     ``expert_share``: how much the feature of each decoupled expert counts: its weight in the
@@ -59,7 +58,6 @@ class LossOptions:
     balance: float = 0.0
     diversity: float = 0.0
     expert_share: ExpertShare = "responsibility"
-    contrast_apart: bool = False
 
     def __post_init__(self) -> None:
         weights = ("feature_weight", "token_weight", "second_branch", "balance", "diversity")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class FeatureHead(Learner):
     def loss(self, batch: Batch, totals: Tensor, seed: int) -> Outcome:
         lesson = teach(self.target, batch, self.config.noise, seed, self.sizes.needs)
         outputs = rollout(
-            partial(self.module, is_apart=self.config.loss.contrast_apart),
+            self.module,
             lesson.embeddings,
             lesson.inputs,
             self.config.unroll,

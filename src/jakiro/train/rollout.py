@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from jakiro.drafters.experts import HeadOutput
-from jakiro.drafters.nn import HeadConfig
+from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.target.target import Target
 
 
@@ -42,7 +42,7 @@ Carry = Callable[[HeadOutput], Tensor]
 
 
 def rollout(
-    head: Callable[..., HeadOutput],
+    head: DraftHead,
     embeddings: Tensor,
     features: Tensor,
     passes: int,
@@ -50,8 +50,7 @@ def rollout(
     recompute: bool = False,
     carry: Carry = attrgetter("next"),
 ) -> list[HeadOutput]:
-    """Outputs of ``passes`` passes of a ``DraftHead`` over ``embeddings`` [B, N, H] and true
-    ``features`` [B, N, F].
+    """Outputs of ``passes`` passes over ``embeddings`` [B, N, H] and true ``features`` [B, N, F].
 
     Output j at pair i is meaningful for i >= j: earlier pairs have no chain that long behind them.
     ``recompute``: keep of every pass only what goes in, and compute it again in the backward.
