@@ -111,8 +111,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             incomplete.
         TargetRefused: the target, or a second model, cannot be driven losslessly, or has not what
             the definition reads.
-        PairMismatch: the head was made for another target, or a second model has another
-            vocabulary.
+        PairMismatch: the head was made for another target, a second model has another vocabulary,
+            or the drafter knows tokens beforehand that the target has not.
     """
     if device is not None and device_map is not None:
         raise ConfigError("give device or device_map, not both")

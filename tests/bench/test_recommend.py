@@ -10,7 +10,7 @@ from jakiro.bench.statistics import Spread
 from jakiro.bench.suites import Row
 from jakiro.bench.summary import Summary
 from jakiro.drafters.registry import ENTRIES, arbiters
-from jakiro.errors import TargetRefused
+from jakiro.errors import RowFailed, TargetRefused
 from tests.bench.support import DRAFTED
 
 
@@ -51,6 +51,23 @@ def test_what_cannot_be_told_from_plain_decoding_is_not_recommended() -> None:
     found = run_with({"a": 1.04, "b": 0.9}, {"a": 1.04, "b": 0.9})
     assert (found.best, found.drafter) == (None, "none")
     assert found.reason.startswith("Nothing surely pays. The best, a takes 0.96 of the time")
+
+
+def test_a_finalist_that_fails_on_a_later_prompt_is_left_out() -> None:
+    def trial(row: Row, count: int | None, rounds: int) -> Summary:
+        if row.name == "a" and count is None:
+            raise RowFailed("a failed on a prompt: out of memory")
+        return measured(row.name, 1.5)
+
+    found = recommend([Row("a", "a"), Row("b", "b")], trial)
+    assert found.drafter == "b"
+    assert found.refused == {"a": "a failed on a prompt: out of memory"}
+
+
+def test_without_texts_of_equal_lengths_nothing_is_recommended() -> None:
+    found = recommend([Row("a", "a")], lambda *_: replace(DRAFTED, method="a", speedup=None))
+    assert found.drafter == "none"
+    assert "no times to compare" in found.reason
 
 
 def test_without_any_candidate_there_is_plain_decoding() -> None:

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from jakiro.drafters.automata import CorpusAutomaton
 from jakiro.drafters.base import Drafter
 from jakiro.drafters.lookahead import Lookahead
 from jakiro.drafters.none import NoDrafter
 from jakiro.drafters.prompt_lookup import PromptLookup
 from jakiro.drafters.suffix_automaton import SuffixAutomaton
+from jakiro.drafters.token_recycling import Adjacency, TokenRecycling
 from jakiro.engine.engine import Engine
-from jakiro.errors import ConfigError
+from jakiro.errors import ConfigError, PairMismatch
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import Sampler
 from jakiro.target.output import TargetOutput
@@ -118,6 +120,22 @@ def test_while_drafting_is_off_nothing_is_fed_besides_the_roots(
     engine = Engine(target, drafter, RULES["match"], policy=turns)
     engine.generate([[1, 2, 3]], SamplingParams(max_new_tokens=12, ignore_eos=True))
     assert set(fed[::2]) == {1} and min(fed[1::2]) > 1
+
+
+def test_what_a_drafter_knows_beforehand_fits_the_vocabulary() -> None:
+    def corpus(last: int) -> SuffixAutomaton:
+        return SuffixAutomaton(corpus=CorpusAutomaton.of([[1, 2, last]]))
+
+    def matrix(last: int) -> TokenRecycling:
+        known = Adjacency()
+        known.put(1, [last, 2])
+        known.put(2, [])
+        return TokenRecycling(matrix=known)
+
+    for make in (corpus, matrix, lambda last: SuffixAutomaton(matrix(last))):
+        build("match", DYNAMIC, make(5))
+        with pytest.raises(PairMismatch, match=r"knows texts with token 6, .* tokens below 6"):
+            build("match", DYNAMIC, make(6))
 
 
 def test_a_draft_that_is_drawn_cannot_lean_to_another_noise() -> None:

@@ -44,7 +44,11 @@ class Recommendation:
         if not self.finals:
             return "None of the candidates can draft for this target."
         first = self.best or self.finals[0]
-        assert first.speedup is not None
+        if first.speedup is None:
+            return (
+                "Nothing surely pays: no candidate wrote texts as long as those of plain decoding, "
+                "so there are no times to compare."
+            )
         found = (
             f"{first.method} takes {1 / first.speedup.median:.2f} of the time of plain decoding "
             f"(speedup {first.speedup.median:.2f}, 95% interval {first.speedup.interval_low:.2f} "
@@ -74,18 +78,23 @@ def candidates(target: str, heads: Sequence[str] = ()) -> list[Row]:
 
 
 def recommend(rows: Sequence[Row], trial: Trial) -> Recommendation:
-    """The fastest of ``rows``. One that refuses the target is left out, with its reason."""
-    screened: dict[str, Summary] = {}
+    """The fastest of ``rows``. One that refuses the target, or fails on a prompt, is left out, with
+    its reason."""
     refused: dict[str, str] = {}
+
+    def best_of(rows: Sequence[Row], count: int | None, rounds: int) -> list[Summary]:
+        found = []
+        for row in rows:
+            try:
+                found.append(trial(row, count, rounds))
+            except JakiroError as error:
+                refused[row.name] = str(error)
+        return sorted(found, key=_speed, reverse=True)
+
     by_name = {row.name: row for row in rows}
-    for row in rows:
-        try:
-            screened[row.name] = trial(row, SCREENING_PROMPTS, SCREENING_ROUNDS)
-        except JakiroError as error:
-            refused[row.name] = str(error)
-    best_first = sorted(screened.values(), key=_speed, reverse=True)
+    best_first = best_of(rows, SCREENING_PROMPTS, SCREENING_ROUNDS)
     named = [by_name[summary.method] for summary in best_first[:FINALISTS]]
-    finals = sorted((trial(row, None, FINAL_ROUNDS) for row in named), key=_speed, reverse=True)
+    finals = best_of(named, None, FINAL_ROUNDS)
     sure = [one for one in finals if one.speedup is not None and one.speedup.interval_low > 1]
     return Recommendation(sure[0] if sure else None, finals, best_first, refused)
 

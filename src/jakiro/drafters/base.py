@@ -111,6 +111,11 @@ class Drafter(ABC):
                 "them first, or load a second drafter"
             )
 
+    def largest_token(self) -> int:
+        """The largest id that it may draft without having seen it in a text of the target or in
+        what the target says; -1: there is none."""
+        return -1 if self.inner is None else self.inner.largest_token()
+
     def compile(self, backend: str) -> None:  # noqa: B027  most have no network to compile
         """Run its own network, if it has one, through this backend of ``torch.compile``."""
 

@@ -68,6 +68,10 @@ class SuffixAutomaton(Drafter):
             budget = inner.plan.budget
             self.plan = TreePlan("dynamic", budget, inner.plan.width, budget)
 
+    def largest_token(self) -> int:
+        known = -1 if self._corpus is None else int(self._corpus.tokens.max(initial=-1))
+        return max(known, super().largest_token())
+
     def compile(self, backend: str) -> None:
         if self.inner is not None:
             self.inner.compile(backend)

@@ -50,6 +50,10 @@ class Adjacency:
         rest = [other for other in self.after(token) if other != follower]
         self.put(token, [follower, *rest])
 
+    def largest_token(self) -> int:
+        """The largest id that follows any; -1: nothing is known."""
+        return max(map(max, filter(None, self._rows.values())), default=-1)
+
     def copy(self) -> Adjacency:
         """One that learns apart from this one."""
         other = Adjacency(self.width)
@@ -94,6 +98,9 @@ class TokenRecycling(Drafter):
         self._scope = scope
         self._matrix = given if scope == "global" else given.copy()
         self._rows: list[Adjacency] = []
+
+    def largest_token(self) -> int:
+        return self._matrix.largest_token()
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         row = self._matrix.copy() if self._scope == "request" else self._matrix

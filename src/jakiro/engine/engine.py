@@ -21,7 +21,7 @@ from jakiro.engine.request import Completion, Request
 from jakiro.engine.stats import Stats
 from jakiro.engine.step import step
 from jakiro.engine.stream import Chunk, Tail
-from jakiro.errors import ConfigError, PromptError, RowFailed
+from jakiro.errors import ConfigError, PairMismatch, PromptError, RowFailed
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.features import NO_FEATURES
 from jakiro.target.target import Target
@@ -56,6 +56,11 @@ class Engine:
         self.rule = rule
         if drafter.needs != NO_FEATURES:
             target.check_features(drafter.needs)
+        if (known := drafter.largest_token()) >= target.vocab_size:
+            raise PairMismatch(
+                f"the drafter {drafter.name} knows texts with token {known}, and the target has "
+                f"tokens below {target.vocab_size}; make what it knows with this target's tokenizer"
+            )
         self.plan = plan or drafter.plan
         if target.route == "chain":
             self.plan = TreePlan.chain(self.plan.depth)
