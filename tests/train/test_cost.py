@@ -66,7 +66,8 @@ def test_a_run_that_cannot_fit_names_what_would_help(
 def test_what_is_proposed_does_fit() -> None:
     tight = Cost("cpu", 10, 100, 300, kept=5000, forward=1000, logits=100, free=2000)
     with pytest.raises(ConfigError, match="--accumulate 8") as caught:
-        tight.check(TrainConfig(batch_tokens=8192), Work(accumulate=2))
+        tight.check(TrainConfig(batch_tokens=8192), Work(accumulate=2), can_recompute=False)
+    assert "--recompute" not in str(caught.value)
     assert "--batch-tokens 2048" in str(caught.value)
     assert replace(tight, kept=5000 // 4, forward=1000 // 4).missing < 0
 

@@ -17,7 +17,7 @@ import torch
 from jakiro.errors import CheckpointError, ConfigError, JakiroError, PairMismatch
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
-from jakiro.train.config import HeadOptions, ModelOptions, TrainConfig
+from jakiro.train.config import HeadOptions, ModelOptions, TrainConfig, Work
 from jakiro.train.history import History, draw
 from jakiro.train.samples import Samples
 from jakiro.train.trainer import HISTORY_FILE, STATE_FILE, Progress, Trainer
@@ -264,6 +264,23 @@ def test_settings_of_other_methods_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Trainer(target, samples, short(**{"method": method, "unroll": 1, **change}), out)
+
+
+def test_recomputing_is_refused_where_it_does_nothing(
+    target: Target, samples: Samples, out: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"training of medusa keeps little .*--recompute"):
+        Trainer(target, samples, short(method="medusa", unroll=1), out, Work(recompute=True))
+
+
+def test_a_finished_run_writes_its_head_again(target: Target, samples: Samples, out: Path) -> None:
+    config = short(steps=2)
+    Trainer(target, samples, config, out).run()
+    weights = out / checkpoint.WEIGHTS_FILE
+    before = weights.read_bytes()
+    weights.unlink()
+    Trainer(target, samples, config, out).run()
+    assert weights.read_bytes() == before
 
 
 def test_directories_of_the_user_stay(tmp_path: Path, target: Target, samples: Samples) -> None:

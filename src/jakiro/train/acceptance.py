@@ -48,6 +48,7 @@ class AcceptanceLearner(Learner):
 
     module: AcceptanceHead
     options = frozenset({"acceptance"})
+    can_recompute = False
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         target.check_features()

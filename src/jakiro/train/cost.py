@@ -59,7 +59,7 @@ class Cost:
             f"{_size(self.free)} free once target and network are there"
         )
 
-    def check(self, config: TrainConfig, work: Work) -> None:
+    def check(self, config: TrainConfig, work: Work, can_recompute: bool) -> None:
         """Raise ``ConfigError``, naming what would help, unless it fits."""
         if self.missing <= 0:
             return
@@ -74,7 +74,7 @@ class Cost:
             parts = -(-parts * (self.kept + self.forward) // room)
             tokens = config.batch_tokens * work.accumulate // parts
             lighter = [f"--accumulate {parts}", f"--batch-tokens {tokens}", "a smaller --length"]
-            if not work.recompute:
+            if can_recompute and not work.recompute:
                 lighter.append("--recompute")
             if config.precision != "bfloat16":
                 lighter.append("--precision bfloat16")

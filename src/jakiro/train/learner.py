@@ -46,6 +46,8 @@ class Learner(ABC):
     """Which of ``METHOD_OPTIONS`` it reads."""
     recompute: bool = False
     """Whether ``loss`` computes again in the backward what its forward would have to keep."""
+    can_recompute: bool = True
+    """Whether there is enough of that to ask for it."""
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         self.target, self.config = target, config

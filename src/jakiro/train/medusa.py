@@ -68,6 +68,7 @@ class MedusaLearner(Learner):
 
     module: _Taught
     options = frozenset({"one_shot"})
+    can_recompute = False
 
     def __init__(self, target: Target, config: TrainConfig) -> None:
         target.check_features()

@@ -65,6 +65,11 @@ class Trainer:
         self.config, self.out, self._target, self._samples = config, Path(out), target, samples
         self._work, self._processes = work, processes
         self.learner: Learner = find(config.method).load_learner()(target, config)
+        if work.recompute and not self.learner.can_recompute:
+            raise ConfigError(
+                f"training of {config.method} keeps little that could be computed again; leave out "
+                "--recompute"
+            )
         self.learner.recompute = work.recompute
         if work.shard and processes.count == 1:
             raise ConfigError("sharding needs several processes; start them with torchrun")
@@ -72,7 +77,7 @@ class Trainer:
         self._held_out = samples.epoch(held_out, config.batch_tokens, (config.seed,))
         with self._autocast():
             self.cost = estimate(self.learner, samples, self._training, work, processes.count)
-        self.cost.check(config, work)
+        self.cost.check(config, work, self.learner.can_recompute)
         if work.shard:
             spread(self.learner.module)
         self._optimizer = torch.optim.AdamW(
@@ -90,6 +95,10 @@ class Trainer:
     def run(self, report: Callable[[Progress], None] = lambda progress: None) -> None:
         """Train to the last step, saving at every interval and at the end."""
         self._resume()
+        is_gone = not any(self.out.glob(f"{checkpoint.WEIGHTS_FILE}*"))
+        self._processes.wait()  # before the first of them writes it
+        if is_gone and self.step == self.num_steps:
+            self._save()
         self.learner.module.train()
         pace = Pace()
         for indices in self._batches():
