@@ -46,3 +46,11 @@ def test_a_level_that_a_draft_could_not_have_says_nothing() -> None:
     assert [row[0] for row in survival.shares()[:4]] == [1.0] * 4
     survival.count((3, 0), 4, 0)  # not even a first level: it was asked for one
     assert survival.shares()[1][0] < 1
+
+
+def test_older_drafts_are_forgotten_however_often_somebody_asks() -> None:
+    survival = Survival(GRID)
+    for made in [4] * 200 + [1] * 200:
+        survival.count((5, 2), 6, made)
+        survival.shares()
+    assert survival.shares()[1][2] == pytest.approx(0, abs=0.06)
