@@ -266,6 +266,13 @@ def test_settings_of_other_methods_are_refused(
         Trainer(target, samples, short(**{"method": method, "unroll": 1, **change}), out)
 
 
+def test_a_layer_that_the_target_has_not_is_refused(
+    target: Target, samples: Samples, out: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"streams can be read at the layers 0 to .*, not at 99"):
+        Trainer(target, samples, short(head=HeadOptions(reads=(99,))), out)
+
+
 def test_recomputing_is_refused_where_it_does_nothing(
     target: Target, samples: Samples, out: Path
 ) -> None:
