@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel, WatermarkingConfig
 from transformers.generation import BaseStreamer
 
 import jakiro
-from jakiro.errors import ConfigError
+from jakiro.errors import ConfigError, RowFailed
 from tests.families import FAMILIES
 
 PROMPTS = [[3, 4, 5, 3, 4, 5, 3], [9, 9, 2, 9, 9]]
@@ -40,7 +40,10 @@ def batch(prompts: list[list[int]]) -> dict[str, Any]:
         (PROMPTS[:1], {"no_repeat_ngram_size": 2, "repetition_penalty": 1.1}),
         (PROMPTS[:1], {"bad_words_ids": [[5], [11, 12]]}),
         (PROMPTS[:1], {"min_length": 15}),
+        # One token passes these filters.
         (PROMPTS[:1], {"top_p": 0.0, "top_k": 0, "do_sample": True}),
+        (PROMPTS[:1], {"min_p": 1.0, "top_k": 0, "do_sample": True}),
+        (PROMPTS[:1], {"top_k": 1, "do_sample": True}),
     ],
 )
 def test_greedy_equals_generate(
@@ -126,6 +129,7 @@ def test_a_dict_is_returned_where_asked_for(model: PreTrainedModel) -> None:
         ({"num_beams": 2}, "num_beams"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"typical_p": 0.5, "do_sample": True}, "Typical"),
+        ({"watermarking_config": WatermarkingConfig()}, "Watermark"),
         ({"max_time": 3.0}, "MaxTimeCriteria"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
     ],
@@ -139,6 +143,29 @@ def test_what_cannot_be_done_is_refused_by_name(
             max_new_tokens=4,
             custom_generate=jakiro.decode("none"),
             **settings,
+        )
+
+
+def test_embeddings_in_place_of_tokens_are_refused(model: PreTrainedModel) -> None:
+    embeddings = model.get_input_embeddings()(torch.tensor(PROMPTS[:1]))
+    with pytest.raises(ConfigError, match="inputs_embeds"):
+        model.generate(
+            inputs_embeds=embeddings, max_new_tokens=4, custom_generate=jakiro.decode("none")
+        )
+
+
+def test_a_processor_that_raises_is_an_error_and_no_short_answer(model: PreTrainedModel) -> None:
+    def raising(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] > len(PROMPTS[0]) + 2:
+            raise ValueError("no more")
+        return scores
+
+    with pytest.raises(RowFailed, match="no more"):
+        model.generate(
+            **batch(PROMPTS[:1]),
+            max_new_tokens=8,
+            logits_processor=LogitsProcessorList([raising]),
+            custom_generate=jakiro.decode("prompt_lookup"),
         )
 
 
