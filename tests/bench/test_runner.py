@@ -196,6 +196,19 @@ def test_shares_add_up() -> None:
     assert shares.outside == pytest.approx(0.4)
 
 
+def test_the_bound_counts_the_forwards_of_both_models_alone() -> None:
+    """Plain decoding takes 3 ms a forward. Drafted, 2 forwards of 9 ms in all and 6 ms of the
+    drafter give 10 tokens: as long as 5 plain ones."""
+    clock = Clock()
+    plain = Fake(PLAIN, clock, lambda _: 1.0, straight, lambda _: Stats(1, 4, 5, verify_ms=12.0))
+    spent = Stats(1, 2, 11, module_ms=6.0, verify_ms=9.0, draft_ms=8.0, cycle_ms=30.0)
+    drafted = Fake("drafted", clock, lambda _: 1.0, straight, lambda _: spent)
+    asked = requests(2)
+    samples = measure([plain, drafted], asked, clock=clock)
+    first, second = summarise([plain, drafted], asked, samples)
+    assert (first.bound, second.bound) == (pytest.approx(1), pytest.approx(2))
+
+
 class Uncached:
     """The table of a toy target, as the judge asks for it."""
 
