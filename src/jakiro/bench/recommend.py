@@ -26,7 +26,7 @@ Trial = Callable[[Row, int | None, int], Summary]
 @dataclass(frozen=True, slots=True)
 class Recommendation:
     """``best``: None where plain decoding is. ``finals`` and ``screened``: best first;
-    ``refused``: why a candidate cannot draft for this target."""
+    ``refused``: why a candidate cannot draft for this target or its prompts."""
 
     best: Summary | None
     finals: list[Summary]
@@ -42,7 +42,7 @@ class Recommendation:
     def reason(self) -> str:
         """In one or two sentences."""
         if not self.finals:
-            return "None of the candidates can draft for this target."
+            return "None of the candidates can draft for this target and its prompts."
         first = self.best or self.finals[0]
         if first.speedup is None:
             return (
