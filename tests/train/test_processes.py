@@ -59,14 +59,16 @@ with joined() as processes:
         print(sorted(path.name for path in (out / "sharded").glob("training*")), flush=True)
     processes.wait()
     trainer("sharded", Work(shard=True, recompute=True)).run()
+    trainer("spread", Work(shard=True), short(optimizer="muon", steps=4)).run()
 """
 
 
 OTHERS = [
+    short(optimizer="muon", steps=4),
     short(method="medusa", steps=4, unroll=1),
     short(method="draft_model", steps=4, unroll=1, model=ModelOptions(num_layers=1)),
 ]
-"""The other learners, briefly."""
+"""The other optimiser, and the other learners, briefly."""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def start(script: str, count: int, *arguments: str) -> str:
     return "".join(printed for printed, _ in outputs)
 
 
-def assert_same_run(ours: Path, theirs: Path) -> None:
+def assert_same_run(ours: Path, theirs: Path, atol: float = 2e-5) -> None:
     """The same history and the same head, but for rounding."""
     lines, expected = history(ours), history(theirs)
     assert len(lines) == len(expected)
@@ -118,7 +120,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     mine, other = (load_file(place / "model.safetensors") for place in (ours, theirs))
     assert mine.keys() == other.keys()
     for name in other:
-        torch.testing.assert_close(mine[name], other[name], atol=2e-5, rtol=1e-3)
+        torch.testing.assert_close(mine[name], other[name], atol=atol, rtol=1e-3)
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -149,8 +151,14 @@ def test_two_processes_make_the_same_run(
     assert_same_run(tmp_path / "sharded", whole)
 
     for config in OTHERS:
-        Trainer(target, samples, config, tmp_path / "alone" / config.method).run()
-        assert_same_run(tmp_path / config.method, tmp_path / "alone" / config.method)
+        alone = tmp_path / "alone" / config.method
+        Trainer(target, samples, config, alone).run()
+        if config.optimizer == "muon":
+            # It rounds to bfloat16 within its steps, of 2e-4 here.
+            for ours in (config.method, "spread"):
+                assert_same_run(tmp_path / ours, alone, atol=1e-4)
+        else:
+            assert_same_run(tmp_path / config.method, alone)
 
     # One process goes on from the shards of two.
     Trainer(target, samples, short(), tmp_path / "crossed").run()

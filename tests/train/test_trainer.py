@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -46,10 +46,19 @@ def history(out: Path) -> list[dict[str, Any]]:
     return records
 
 
-@pytest.mark.parametrize("method", ["jakiro", "eagle2"])
-def test_it_learns_by_heart(method: str, target: Target, samples: Samples, out: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [("jakiro", "adamw"), ("eagle2", "adamw"), ("jakiro", "muon")]
+)
+def test_it_learns_by_heart(
+    method: str,
+    optimizer: Literal["adamw", "muon"],
+    target: Target,
+    samples: Samples,
+    out: Path,
+) -> None:
     config = TrainConfig(
         method=method,
+        optimizer=optimizer,
         steps=250,
         batch_tokens=1000,
         lr=1e-2,
@@ -76,18 +85,23 @@ def whole(target: Target, samples: Samples, tmp_path_factory: pytest.TempPathFac
     return out
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_run_goes_on_as_if_it_had_not(
-    target: Target, samples: Samples, out: Path, whole: Path
+    optimizer: str, target: Target, samples: Samples, out: Path, tmp_path: Path, whole: Path
 ) -> None:
+    config = short(optimizer=optimizer)
+    if optimizer != "adamw":
+        Trainer(target, samples, config, whole := tmp_path / "whole").run()
+
     def stop(progress: Progress) -> None:
         if progress.step == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(target, samples, short(), out).run(stop)
+        Trainer(target, samples, config, out).run(stop)
     assert [record["step"] for record in history(out)][-1] == 7
     steps: list[int] = []
-    Trainer(target, samples, short(), out).run(lambda progress: steps.append(progress.step))
+    Trainer(target, samples, config, out).run(lambda progress: steps.append(progress.step))
     assert steps == list(range(5, 13))
     assert history(out) == history(whole)
     ours, theirs = (checkpoint.load(place).state_dict() for place in (out, whole))

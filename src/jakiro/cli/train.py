@@ -41,6 +41,13 @@ class Share(StrEnum):
     best = "best"
 
 
+class Optimizer(StrEnum):
+    """What changes the weights; see ``TrainConfig``."""
+
+    adamw = "adamw"
+    muon = "muon"
+
+
 class Precision(StrEnum):
     """Computing type of a training run; the head's own weights are always float32."""
 
@@ -68,9 +75,12 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps, instead of epochs.")] = None,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens per step.")] = 8192,
     length: Annotated[int, typer.Option(help="Longest sample, in tokens.")] = 2048,
+    optimizer: Annotated[
+        Optimizer, typer.Option(help="muon: for the matrices; AdamW for the rest.")
+    ] = Optimizer.adamw,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 9e-5,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = 2000,
-    weight_decay: Annotated[float, typer.Option(help="AdamW weight decay.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-3,
     clip_value: Annotated[float, typer.Option(help="Largest gradient element.")] = 0.5,
     noise: Annotated[float, typer.Option(help="Noise on input features at 512 tokens.")] = 0.2,
     feature_weight: Annotated[float, typer.Option(help="Weight of the feature loss.")] = 1.0,
@@ -199,6 +209,7 @@ def train(
         steps=steps,
         batch_tokens=batch_tokens,
         length=length,
+        optimizer=optimizer.value,
         lr=lr,
         warmup=warmup,
         weight_decay=weight_decay,

@@ -130,6 +130,7 @@ class TrainConfig:
     """Everything the result depends on besides target and data. Defaults are the published recipe
     (arXiv 2502.06282) where it says something.
 
+    ``optimizer``: AdamW is published; with Muon heads have come as far in fewer steps.
     ``steps`` wins over ``epochs``. ``batch_tokens``: padded tokens per step. ``length``: longest
     sample, in tokens. ``noise``: width of the uniform noise on input features at 512 tokens.
     ``unroll``: how many levels deep the head is trained on its own predictions (1: published).
@@ -147,6 +148,7 @@ class TrainConfig:
     steps: int | None = None
     batch_tokens: int = 8192
     length: int = 2048
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 9e-5
     warmup: int = 2000
     betas: tuple[float, float] = (0.9, 0.95)
@@ -163,6 +165,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.method not in registry.trainable():
             raise UnknownName("method to train", self.method, registry.trainable())
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision must be float32 or bfloat16, got {self.precision!r}")
         at_least(self, batch_tokens=1, unroll=1, save_every=1, length=4)

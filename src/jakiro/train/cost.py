@@ -19,6 +19,7 @@ from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig, Work
 from jakiro.train.frozen import chunk_bytes
 from jakiro.train.learner import Learner
+from jakiro.train.optimizers import state_bytes
 from jakiro.train.samples import Samples
 
 _WARM_UP = 3
@@ -115,13 +116,12 @@ def estimate(
         return _saved(lambda: learner.loss(part, learner.counts(part), 0).loss)
 
     one, two = kept(1), kept(2)
-    weights = sum(each.nbytes for each in learner.module.parameters())
+    moments = state_bytes(learner.module, config, target.vocab_size)
     return Cost(
         device=str(target.device),
         target=sum(each.nbytes for each in target.model.parameters()),
-        network=weights,
-        # A gradient and two moments for every weight.
-        optimizer=3 * weights // (processes if work.shard else 1),
+        network=sum(each.nbytes for each in learner.module.parameters()),
+        optimizer=moments // (processes if work.shard else 1),
         kept=one + (rows - 1) * max(0, two - one),
         forward=_forward_bytes(target, rows * length),
         logits=chunk_bytes(target.device, target.vocab_size),

@@ -1,4 +1,4 @@
-"""What a run needs to go on: weights and optimiser, in one file or in shards.
+"""What a run needs to go on: weights and optimisers, in one file or in shards.
 
 One file for copies of one module. A module that is spread over processes is written by all of them
 at once, each its own shards, into a directory beside that file; the file then names the directory
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,18 +70,18 @@ class State:
 
     path: Path
     module: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: Sequence[torch.optim.Optimizer]
     processes: Processes
 
     def save(self, head: dict[str, Any]) -> None:
-        """Write weights and optimiser, and ``head``, plain values of the run. All processes call
+        """Write weights and optimisers, and ``head``, plain values of the run. All processes call
         it together."""
         if is_spread(self.module):
             name = f"{self.path.stem}-{head['step']}"
             self._save_shards(self.path.with_name(name))
             head = {**head, "shards": name}
         elif self.processes.is_first:
-            weights, optimizer = get_state_dict(self.module, self.optimizer, options=_WHOLE)
+            weights, optimizer = get_state_dict(self.module, self.optimizers, options=_WHOLE)
             head = {**head, "weights": weights, "optimizer": optimizer}
         if self.processes.is_first:
             replace_files({self.path: partial(_write, head)})
@@ -93,7 +94,7 @@ class State:
         self.processes.wait()
 
     def _save_shards(self, directory: Path) -> None:
-        weights, optimizer = get_state_dict(self.module, self.optimizer)
+        weights, optimizer = get_state_dict(self.module, self.optimizers)
         try:
             save_shards({"weights": weights, "optimizer": optimizer}, checkpoint_id=directory)
         except Exception as error:  # a failure of any process, wrapped
@@ -116,10 +117,10 @@ class State:
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put weights and optimiser of a ``state`` that was read in place."""
+        """Put weights and optimisers of a ``state`` that was read in place."""
         options = StateDictOptions(full_state_dict="shards" not in state)
         if "shards" in state:
-            weights, optimizer = get_state_dict(self.module, self.optimizer)
+            weights, optimizer = get_state_dict(self.module, self.optimizers)
             state = {**state, "weights": weights, "optimizer": optimizer}
             parts = {name: state[name] for name in ("weights", "optimizer")}
             directory = self.path.with_name(state["shards"])
@@ -134,7 +135,7 @@ class State:
                 ) from error
         set_state_dict(
             self.module,
-            self.optimizer,
+            self.optimizers,
             model_state_dict=state["weights"],
             optim_state_dict=state["optimizer"],
             options=options,

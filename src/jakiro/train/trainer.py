@@ -21,6 +21,7 @@ from jakiro.train.config import TrainConfig, Work
 from jakiro.train.cost import Pace, estimate
 from jakiro.train.history import History, draw
 from jakiro.train.learner import Learner, Tally, add_up, readings
+from jakiro.train.optimizers import optimizers
 from jakiro.train.processes import Processes
 from jakiro.train.samples import Epoch, Samples
 from jakiro.train.state import State, is_spread, spread, whole_weights
@@ -80,14 +81,9 @@ class Trainer:
         self.cost.check(config, work, self.learner.can_recompute)
         if work.shard:
             spread(self.learner.module)
-        self._optimizer = torch.optim.AdamW(
-            self.learner.module.parameters(),
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self._state = State(self.out / STATE_FILE, self.learner.module, self._optimizer, processes)
+        module = self.learner.module
+        self._optimizers = optimizers(module, config, target.vocab_size)
+        self._state = State(self.out / STATE_FILE, module, self._optimizers, processes)
         self.num_steps = config.steps or self._steps_of_epochs()
         self.step = 0
         self._history = History(self.out / HISTORY_FILE)
@@ -132,8 +128,6 @@ class Trainer:
 
     def _step(self, indices: NDArray[np.int64]) -> tuple[float, Tally]:
         """One update; every process computes its own parts of the batch."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
         module, processes = self.learner.module, self._processes
         seed = self.config.seed * 1_000_003 + self.step
         every = slice(processes.rank, None, processes.count)
@@ -150,8 +144,11 @@ class Trainer:
         if not is_spread(module):
             processes.sum_gradients(module)
         nn.utils.clip_grad_value_(module.parameters(), self.config.clip_value)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.step)
+            optimizer.step()
+            optimizer.zero_grad()
         tally = processes.sum_tally(add_up(tallies))
         return tally.pop("loss").item(), tally
 
