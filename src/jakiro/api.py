@@ -30,6 +30,7 @@ from jakiro.hub.models import (
     second_model,
     tokenizer_beside,
 )
+from jakiro.sampling.nodes import AS_SAID, Sharpness
 from jakiro.target.definitions import registry as definitions
 from jakiro.target.definitions.base import Definition
 from jakiro.target.target import Target
@@ -43,9 +44,13 @@ class _DeterministicScores:
     """Draft scores that ignore the noise: plain top-k trees at every temperature."""
 
     def scores(
-        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+        self,
+        logits: Tensor,
+        depth: int,
+        ids: Tensor | None = None,
+        sharpness: Sharpness = AS_SAID,
     ) -> Tensor:
-        return (sharpness * logits.float()).log_softmax(-1)
+        return (sharpness.logits * logits.float()).log_softmax(-1)
 
 
 def load(  # noqa: PLR0913  the one call of a user, by keyword

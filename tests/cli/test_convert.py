@@ -1,4 +1,4 @@
-"""``jakiro import``, ``restrict`` and ``export``, as a user runs them."""
+"""``jakiro import``, ``restrict``, ``sharpen`` and ``export``, as a user runs them."""
 
 from __future__ import annotations
 
@@ -79,13 +79,19 @@ def test_json(run: Run, target: str, published: str, tmp_path: Path) -> None:
     }
 
 
+@pytest.fixture
+def imported(run: Run, target: str, published: str, tmp_path: Path) -> tuple[str, ...]:
+    """A head of ours, its target and a little text, as commands take them."""
+    ours, data = tmp_path / "ours", tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"text": "w1 w2 w3 w1 w2 w1"}) + "\n")
+    assert run("import", published, "--out", str(ours), "-t", target).exit_code == 0
+    return (str(ours), "-t", target, "--data", str(data))
+
+
 def test_an_imported_head_is_restricted(
-    run: Run, target: str, published: str, tmp_path: Path
+    run: Run, target: str, imported: tuple[str, ...], tmp_path: Path
 ) -> None:
-    ours, few, data = (str(tmp_path / name) for name in ("ours", "few", "data.jsonl"))
-    Path(data).write_text(json.dumps({"text": "w1 w2 w3 w1 w2 w1"}) + "\n")
-    assert run("import", published, "--out", ours, "-t", target).exit_code == 0
-    given = ("restrict", ours, "-t", target, "--data", data, "--draft-vocab")
+    few, given = str(tmp_path / "few"), ("restrict", *imported, "--draft-vocab")
     result = run(*given, "6", "--out", few, "--json")
     assert json.loads(result.stdout) == {
         "out": few,
@@ -98,6 +104,24 @@ def test_an_imported_head_is_restricted(
     result = run(*given, "3", "--out", str(tmp_path / "no"))
     assert result.exit_code == USAGE and "cannot hold the 4 special tokens" in result.stderr
     assert run(*given, "6", "--out", few).exit_code == FAILURE
+
+
+def test_an_imported_head_is_sharpened(
+    run: Run, target: str, imported: tuple[str, ...], tmp_path: Path
+) -> None:
+    sharp, given = str(tmp_path / "sharp"), ("sharpen", *imported, "--out")
+    record = json.loads(run(*given, sharp, "--json").stdout)
+    assert record == {"out": sharp, "sharpness": record["sharpness"]}
+    assert [len(branch) for branch in record["sharpness"]] == [2, 2]
+    noted = json.loads((Path(sharp) / "config.json").read_text())["notes"]["options"]
+    assert noted == {"sharpness": record["sharpness"]}
+    result = run("generate", "w1 w2", "--target", target, "--drafter", sharp, "-n", "4")
+    assert result.exit_code == 0, result.output
+    result = run(*given, str(tmp_path / "again"))
+    assert result.stdout.strip() == str(tmp_path / "again")
+    assert "for logits and" in result.stderr
+    assert run(*given, sharp).exit_code == FAILURE
+    assert run(*given, str(tmp_path / "no"), "--samples", "0").exit_code == USAGE
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def make_drafter(case: str, of: Target) -> Drafter:
 def make_feature_drafter(of: Target, case: str = "jakiro") -> FeatureDrafter:
     """Of a case of a one-layer network, ``name/size``; without a size wide."""
     method, _, size = case.partition("/")
-    return FeatureDrafter(head(of, method, size or "wide"), of, sharpness=[1.4])
+    return FeatureDrafter(head(of, method, size or "wide"), of, sharpness=[(1.4, 1.2)])
 
 
 def make_engine(

@@ -9,6 +9,7 @@ from torch import Tensor
 from jakiro.drafters.base import DraftRequest
 from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.feature import FeatureDrafter
+from jakiro.sampling.nodes import AS_SAID, Sharpness
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
@@ -18,9 +19,13 @@ class PlainScores:
     """Scores without noise."""
 
     def scores(
-        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+        self,
+        logits: Tensor,
+        depth: int,
+        ids: Tensor | None = None,
+        sharpness: Sharpness = AS_SAID,
     ) -> Tensor:
-        return (sharpness * logits).log_softmax(-1).float()
+        return (sharpness.logits * logits).log_softmax(-1).float()
 
 
 class PathReference:
@@ -109,7 +114,7 @@ class PathReference:
             features, weights = (part[0, 0] for part in out.experts)
             laws = torch.stack([self._law(feature).exp() for feature in features])
             law = (weights[:, None] * laws).sum(0).log()
-        return (self._sharpness[ahead] * law).log_softmax(-1)
+        return (self._sharpness[ahead].logits * law).log_softmax(-1)
 
     @torch.inference_mode()
     def expert_behind(self, path: list[int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -181,8 +182,11 @@ def test_who_stands_behind_every_node(branches: str, plan: TreePlan) -> None:
     assert seen == known | {"contrast"}
 
 
-@pytest.mark.parametrize("sharpness", [[1.0, 1.0, 1.0], [0.0], [1.0, torch.nan], [torch.inf]])
-def test_an_impossible_sharpness_is_refused(sharpness: list[float]) -> None:
+@pytest.mark.parametrize(
+    "sharpness",
+    [[1.0, 1.0, 1.0], [0.0], [1.0, torch.nan], [torch.inf], [(1.0, 0.0)], [(1.0, 1.0, 1.0)], [()]],
+)
+def test_an_impossible_sharpness_is_refused(sharpness: list[Any]) -> None:
     with pytest.raises(ConfigError, match="sharpness must be at most 2 positive numbers"):
         FeatureDrafter(variant(), world.target("llama"), sharpness=sharpness)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jakiro.sampling.draws import BestAndOne, WithoutReplacement, WithReplacement
+from jakiro.sampling.nodes import AS_SAID, Sharpness
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.process import Sampler
 from jakiro.tree.grow import Nodes
@@ -53,15 +54,15 @@ def test_a_perfect_drafter_ranks_the_choice_first(depth: int) -> None:
     assert torch.equal(scores[:, 0].argmax(-1), choice)
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 1.7])
-def test_scores_are_the_formula(sharpness: float) -> None:
+@pytest.mark.parametrize("sharpness", [AS_SAID, Sharpness(1.7, 1.7), Sharpness(1.4, 1.1)])
+def test_scores_are_the_formula(sharpness: Sharpness) -> None:
     logits = torch.randn(2, 3, VOCAB, dtype=torch.float64) * 3
     sampler = sampler_of([{"temperature": 0.7, "top_k": 70}, {"temperature": 0.7}])
     scores = sampler.scores(logits, 3, sharpness=sharpness)
     for row, top_k in enumerate([70, VOCAB]):
         position = len(PROMPT) + row + 2
         noise = torch.tensor(gumbel_noise(row, 0, position, VOCAB), dtype=torch.float64)
-        noisy = sharpness * (logits[row] + 0.7 * noise)
+        noisy = sharpness.logits * logits[row] + sharpness.noise * 0.7 * noise
         smallest = logits[row].topk(top_k).values[:, -1:]
         expected = noisy.masked_fill(logits[row] < smallest, -torch.inf).log_softmax(-1)
         torch.testing.assert_close(scores[row], expected.float())

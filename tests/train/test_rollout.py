@@ -9,6 +9,7 @@ from torch import Tensor
 from jakiro.drafters.base import DraftRequest
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.nn import DraftHead
+from jakiro.sampling.nodes import AS_SAID, Sharpness
 from jakiro.train.config import HeadOptions, TrainConfig
 from jakiro.train.evaluate import judge
 from jakiro.train.feature_head import head_config
@@ -63,9 +64,13 @@ def test_passes_equal_chains_fed_one_pair_at_a_time() -> None:
 
 class PlainScores:
     def scores(
-        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+        self,
+        logits: Tensor,
+        depth: int,
+        ids: Tensor | None = None,
+        sharpness: Sharpness = AS_SAID,
     ) -> Tensor:
-        return (sharpness * logits).log_softmax(-1)
+        return (sharpness.logits * logits).log_softmax(-1)
 
 
 @torch.no_grad()

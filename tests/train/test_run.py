@@ -70,7 +70,8 @@ def test_a_run_leaves_a_head_that_fits_its_target(
     assert len(notes["options"]["sharpness"]) == (2 if method == "jakiro" else 1)
     drafter = jakiro.load(directory / "target", out).drafter
     assert isinstance(drafter, FeatureDrafter)
-    assert drafter._sharpness == notes["options"]["sharpness"]
+    assert [list(each) for each in drafter._sharpness] == notes["options"]["sharpness"]
+    assert not any(name.startswith("surprise") for name in notes["held_out"])
     assert len((out / "regenerated.jsonl").read_text().splitlines()) == 6
     assert {"history.jsonl", "curves.png", "training.pt"} <= {path.name for path in out.iterdir()}
 

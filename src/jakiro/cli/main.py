@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "jakiro.cli.serve:serve",
     "train": "jakiro.cli.train:train",
     "restrict": "jakiro.cli.restrict:restrict",
+    "sharpen": "jakiro.cli.sharpen:sharpen",
     "import": "jakiro.cli.import_:import_head",
     "export": "jakiro.cli.export:export",
     "bench": "jakiro.cli.bench:bench",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.errors import ConfigError
+from jakiro.sampling.nodes import AS_SAID, Sharpness
 from jakiro.target.features import NO_FEATURES, FeatureSpec
 from jakiro.target.output import TargetOutput
 from jakiro.tree.grow import Choose, best
@@ -39,13 +40,17 @@ class DraftNoise(Protocol):
     """From draft logits to scores, with or without the noise that the target will choose with."""
 
     def scores(
-        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+        self,
+        logits: Tensor,
+        depth: int,
+        ids: Tensor | None = None,
+        sharpness: Sharpness = AS_SAID,
     ) -> Tensor:
         """Log scores [B, K, D] of children at ``depth`` >= 1, from draft logits [B, K, D] of the
-        tokens ``ids`` [D] (None: of all V): ``log softmax(sharpness (logits + T G_t))`` within what
-        the row's top-k, top-p and min-p keep (``-inf`` outside), T being 0 for greedy rows. Where
-        nodes are drawn: the log of the law within the same filters. Called once per level of a
-        tree."""
+        tokens ``ids`` [D] (None: of all V): the log softmax that ``Sharpness`` says
+        within what the row's top-k, top-p and min-p keep (``-inf`` outside), T being 0 for greedy
+        rows. Where nodes are drawn: the log of the law within the same filters. Called once per
+        level of a tree."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,9 @@ different representations at every level (arXiv 2502.06282; how they compete is 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 from jakiro.drafters.base import DraftNoise
 from jakiro.drafters.experts import Experts, HeadOutput
 from jakiro.drafters.vocabulary import DraftVocabulary
+from jakiro.errors import ConfigError
+from jakiro.sampling.nodes import AS_SAID, Sharpness
 from jakiro.tree.grow import Frontier
 from jakiro.tree.largest import largest
 from jakiro.tree.token_tree import TokenTree
@@ -24,9 +28,9 @@ from jakiro.tree.token_tree import TokenTree
 
 class Branches(ABC):
     """One level of fed nodes, R per row. Children are numbered as in the vocabulary, of D.
-    ``sharpness``: how much surer of the target's choice their logits are than they say."""
+    ``sharpness``: of their logits."""
 
-    def __init__(self, vocabulary: DraftVocabulary, sharpness: float) -> None:
+    def __init__(self, vocabulary: DraftVocabulary, sharpness: Sharpness) -> None:
         self._vocabulary, self._sharpness = vocabulary, sharpness
 
     @abstractmethod
@@ -48,7 +52,7 @@ class Sum(Branches):
     """One feature per node."""
 
     def __init__(
-        self, features: Tensor, vocabulary: DraftVocabulary, sharpness: float = 1.0
+        self, features: Tensor, vocabulary: DraftVocabulary, sharpness: Sharpness = AS_SAID
     ) -> None:
         super().__init__(vocabulary, sharpness)
         self._features, self._logits = features, vocabulary.logits(features)
@@ -67,7 +71,7 @@ class Decoupled(Branches):
     """One feature per node and active expert."""
 
     def __init__(
-        self, experts: Experts, vocabulary: DraftVocabulary, sharpness: float = 1.0
+        self, experts: Experts, vocabulary: DraftVocabulary, sharpness: Sharpness = AS_SAID
     ) -> None:
         super().__init__(vocabulary, sharpness)
         self.experts = experts
@@ -155,11 +159,27 @@ class Watch:
         return found.tolist()
 
 
-def branches(out: HeadOutput, kind: str, vocabulary: DraftVocabulary, sharpness: float) -> Branches:
+def branches(
+    out: HeadOutput, kind: str, vocabulary: DraftVocabulary, sharpness: Sharpness
+) -> Branches:
     """What the nodes of ``out`` say, by the ``branches`` of the head's config."""
     if out.experts is None:
         return Sum(out.next, vocabulary, sharpness)
     return KINDS[kind](out.experts, vocabulary, sharpness)
+
+
+def sharpness_of(given: Sequence[float | Sequence[float]], count: int) -> list[Sharpness]:
+    """Of ``count`` branches, as an option of a drafter says it: of each two numbers, or one for
+    both; ``AS_SAID`` where it says nothing. Raises ``ConfigError``."""
+    pairs = [each if isinstance(each, Sequence) else (each, each) for each in given]
+    if len(pairs) > count or not all(
+        len(pair) == 2 and all(0 < each < math.inf for each in pair) for pair in pairs
+    ):
+        raise ConfigError(
+            f"sharpness must be at most {count} positive numbers with this head, one per branch, "
+            f"or pairs of them, for logits and for noise; got {list(given)}"
+        )
+    return [*(Sharpness(*pair) for pair in pairs), *[AS_SAID] * (count - len(pairs))]
 
 
 def gathered(features: Tensor, rows: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ features; rows written while a tree grows come from predicted features and are d
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,7 +19,7 @@ from jakiro.cache.excerpt import Excerpt, edges_of
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.cache.mask import additive, attendable, below
 from jakiro.drafters.base import Drafter, DraftRequest
-from jakiro.drafters.branches import Branches, Sum, Watch, branches, gathered
+from jakiro.drafters.branches import Branches, Sum, Watch, branches, gathered, sharpness_of
 from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.fused import fused_view
 from jakiro.drafters.nn import DraftHead
@@ -49,8 +48,8 @@ class FeatureDrafter(Drafter):
     ``contrast_levels``: how many are used (None: all that the head has). ``window``: a forward
     looks back on that many committed pairs only, and on the first ``sinks`` of the text (None: on
     all of them); a draft then costs the same behind a text of any length. ``sharpness``: of the
-    branches, the first one first, by what factor their logits are surer of the target's choice
-    than they say (training measures it); 1 where none is given.
+    branches, the first one first, the two numbers of ``Sharpness`` (training measures them), or
+    one for both; 1 where none is given.
     """
 
     can_sample = True
@@ -65,7 +64,7 @@ class FeatureDrafter(Drafter):
         *,
         window: int | None = None,
         sinks: int = 4,
-        sharpness: Sequence[float] = (),
+        sharpness: Sequence[float | Sequence[float]] = (),
     ) -> None:
         self._fused = fused_view(head.eval())
         self.head = packed_view(self._fused)
@@ -84,13 +83,8 @@ class FeatureDrafter(Drafter):
             raise ConfigError(
                 f"window must be at least 1 or None and sinks at least 0, got {window} and {sinks}"
             )
-        if len(sharpness) > 1 + has or not all(0 < each < math.inf for each in sharpness):
-            raise ConfigError(
-                f"sharpness must be at most {1 + has} positive numbers with this head, one per "
-                f"branch, got {list(sharpness)}"
-            )
         self._window, self._sinks = window, sinks
-        self._sharpness = [*sharpness, *[1.0] * (1 + has - len(sharpness))]
+        self._sharpness = sharpness_of(sharpness, 1 + has)
         self._target = target
         self.vocabulary = DraftVocabulary(target, dict(head.named_buffers()).get("draft_ids"))
         self._cache = KVCache(1)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jakiro.errors import ConfigError
-from jakiro.sampling.nodes import Nodes
+from jakiro.sampling.nodes import AS_SAID, Nodes, Sharpness
 from jakiro.sampling.noise import Purpose, gumbel, position_keys, purpose_keys, uniform
 from jakiro.tree import grow
 from jakiro.tree.largest import largest
@@ -45,7 +45,11 @@ class DraftDraws(ABC):
         self._laws: dict[int, Tensor] = {}
 
     def scores(
-        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+        self,
+        logits: Tensor,
+        depth: int,
+        ids: Tensor | None = None,
+        sharpness: Sharpness = AS_SAID,
     ) -> Tensor:
         """Log law [B, K, D] of children at ``depth`` >= 1, from draft logits [B, K, D] of the
         tokens ``ids``. How sure the head is of the choice (``sharpness``) is no part of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,20 @@ from jakiro.tree.numbers import counting
 
 _AHEAD = 7
 """Levels of noise that one row fetches beyond what is asked for."""
+
+
+class Sharpness(NamedTuple):
+    """How much surer of the target's choice draft logits q are than they say. The target chooses
+    the largest of its logits plus the noise ``T G``; if those are ``a q`` and errors of Gumbel
+    noise of scale s, token x is chosen with the probability
+    ``softmax((a q + T G) / s)_x = softmax(logits q + noise T G)_x``."""
+
+    logits: float = 1.0
+    noise: float = 1.0
+
+
+AS_SAID = Sharpness()
+"""Of logits that are what they say."""
 
 
 class LevelNoise:
@@ -103,10 +118,11 @@ class Nodes:
             law[greedy] = self.logits[greedy].softmax(-1)
         return law
 
-    def scores(self, sharpness: float) -> Tensor:
-        """[b, N, V] float32: log softmax of ``sharpness (logits + T G)`` within what the filters
-        keep."""
+    def scores(self, sharpness: Sharpness) -> Tensor:
+        """[b, N, V] float32: log softmax of ``sharpness.logits logits + sharpness.noise T G``
+        within what the filters keep."""
         settings, temperature = self.settings, self.settings.temperature
+        weight = sharpness.noise / sharpness.logits
         groups: list[tuple[Index, Tensor]] = []
         if settings.greedy is not None:
             groups.append((settings.greedy, chosen(self.logits, settings.greedy)))
@@ -114,15 +130,15 @@ class Nodes:
             rows, noise = settings.free, self._free_noise(settings.free)
             if settings.is_tempered:
                 noise = chosen(temperature, rows).to(noise.dtype) * noise
-            groups.append((rows, chosen(self.logits, rows) + noise))
+            groups.append((rows, chosen(self.logits, rows).add(noise, alpha=weight)))
         if settings.filtered is not None:
             rows = settings.filtered
-            parts, noisy = zip(*self._kept_noisy(rows), strict=True)
+            parts, noisy = zip(*self._kept_noisy(rows, weight), strict=True)
             flat = dense(list(parts), list(noisy), self.logits.shape[-1])
             noisy_rows = flat.view_as(self.logits[rows])
             groups.append((rows, (temperature[rows] * noisy_rows).to(self.logits.dtype)))
         every = joined(groups, len(self.logits))
-        return (sharpness * every).log_softmax(-1, dtype=torch.float32)
+        return (sharpness.logits * every).log_softmax(-1, dtype=torch.float32)
 
     def _warped(self, rows: Index) -> Tensor:
         """[g, N, V]: the logits of ``rows`` over their temperature, in the same precision."""
@@ -150,13 +166,15 @@ class Nodes:
     def _kept(self, warped: Tensor) -> list[Kept]:
         return kept(warped.flatten(0, 1), self.settings.filters(*warped.shape[1:]))
 
-    def _kept_noisy(self, rows: Index) -> list[tuple[Kept, Tensor]]:
-        """The candidates of filtered rows, and their tempered logits plus noise [Y, M]."""
+    def _kept_noisy(self, rows: Index, weight: float = 1.0) -> list[tuple[Kept, Tensor]]:
+        """The candidates of filtered rows, and their tempered logits plus ``weight`` times the
+        noise [Y, M]."""
         depth = self.depth if isinstance(self.depth, int) else self.depth[rows]
         keys = position_keys(self.keys[rows, None], self.lengths[rows, None] + depth)
         keys = keys.expand(-1, self.logits.shape[1]).flatten()
         found = []
         for part in self._kept(self._warped(rows)):
             tokens = part.ids if self.ids is None else self.ids[part.ids]
-            found.append((part, part.logits + gumbel(keys[part.nodes], tokens)))
+            noise = gumbel(keys[part.nodes], tokens)
+            found.append((part, part.logits.add(noise, alpha=weight)))
         return found

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jakiro.errors import ConfigError
 from jakiro.sampling.draws import DraftDraws, RuleDraws
-from jakiro.sampling.nodes import LevelNoise, Nodes
+from jakiro.sampling.nodes import AS_SAID, LevelNoise, Nodes, Sharpness
 from jakiro.sampling.noise import request_keys
 from jakiro.sampling.params import SamplingParams
 from jakiro.sampling.rows import Row, Settings
@@ -163,7 +163,11 @@ class Sampler:
         return NodeView(choice, (best - best) != 0, nodes.probs, draws)
 
     def scores(
-        self, logits: Tensor, depth: int, ids: Tensor | None = None, sharpness: float = 1.0
+        self,
+        logits: Tensor,
+        depth: int,
+        ids: Tensor | None = None,
+        sharpness: Sharpness = AS_SAID,
     ) -> Tensor:
         """Log scores [B, K, D] (float32) of children at ``depth`` >= 1, from draft logits
         [B, K, D] of the tokens ``ids``: the ``DraftNoise`` protocol of drafters.

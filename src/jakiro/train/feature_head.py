@@ -86,9 +86,13 @@ class FeatureHead(Learner):
     def save(self, module: nn.Module, directory: Path, notes: Mapping[str, Any]) -> None:
         assert isinstance(module, DraftHead)
         notes = dict(notes)
-        if "held_out" in notes:
+        if (found := notes.get("held_out")) is not None:
             branches = 1 + self.sizes.contrast_levels
-            notes["options"] = {"sharpness": fitted(notes["held_out"], branches)}
+            notes["options"] = {"sharpness": fitted(found, branches)}
+            # What it was fitted to is in the history.
+            notes["held_out"] = {
+                name: value for name, value in found.items() if not name.startswith("surprise")
+            }
         checkpoint.save(module, directory, self.target.fingerprint(), notes, torch.float32)
 
 

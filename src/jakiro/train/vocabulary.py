@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from jakiro.drafters.nn import DraftHead
 from jakiro.engine.engine import Engine
 from jakiro.errors import ConfigError, DataError
-from jakiro.hub import checkpoint
-from jakiro.hub.convert.importing import check_free
-from jakiro.hub.convert.source import widest
 from jakiro.train.data import Records, check_fast, tokenise
+from jakiro.train.finished import DRAFT_IDS, Finished
 from jakiro.train.samples import count_tokens
 
 
@@ -38,29 +35,16 @@ def restrict(
     as they are, scoring only the ``size`` tokens that are most frequent in the JSONL files ``data``
     (``frequent_tokens``; the special ones among them).
 
-    Raises:
-        CheckpointError: the head is missing or damaged, ``out`` is taken or cannot be written.
-        ConfigError: a head of another kind, or a size it cannot have.
-        DataError: a file cannot be read, or there is no token in them.
-        PairMismatch: the head was made for another target.
+    Raises what ``Finished`` raises, ``ConfigError`` for a size it cannot have, and ``DataError``
+    where a file cannot be read, or there is no token in them.
     """
-    check_free(out)
-    fingerprint = engine.target.fingerprint()
-    head = checkpoint.load(directory, fingerprint)
-    if not isinstance(head, DraftHead):
-        raise ConfigError(
-            f"a {head.config.method} head cannot be restricted to a draft vocabulary; heads that "
-            "predict features (jakiro, eagle2 and their kin) can"
-        )
-    small = DraftHead(replace(head.config, draft_vocab_size=size))
+    whole = Finished.read(directory, engine.target, out, "restricted to a draft vocabulary")
+    small = DraftHead(replace(whole.head.config, draft_vocab_size=size))
     counts = _counts(engine, data)
     ids = frequent_tokens(counts, size, special_tokens(engine))
-    small.load_state_dict(head.state_dict() | {"draft_ids": ids})
+    small.load_state_dict(whole.head.state_dict() | {DRAFT_IDS: ids})
     share = float(counts[ids].sum() / counts.sum())
-    notes = checkpoint.read_config(directory).get("notes", {})
-    stored = load_file(directory / checkpoint.WEIGHTS_FILE)
-    dtype = widest({name: tensor for name, tensor in stored.items() if name != "draft_ids"})
-    checkpoint.save(small, out, fingerprint, notes | {"draft_vocab_share": share}, dtype)
+    whole.write(small, out, engine.target, {"draft_vocab_share": share})
     return Restricted(size, len(counts), share)
 
 
