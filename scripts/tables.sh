@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Take tables of docs/benchmarks again, one after another, on a machine that does nothing else.
 #   scripts/tables.sh EVAL [NAME...]
-# EVAL: a directory with one question.jsonl per task set, SET/question.jsonl. Without names: all of them, about an
-# hour on two cores. A run that was stopped goes on from runs/NAME; remove that to begin anew.
-# Afterwards: make docs.
+# EVAL: a directory with one question.jsonl per task set, SET/question.jsonl. Without names: all that are listed
+# here. A run that was stopped goes on from runs/NAME; remove that to begin anew. Afterwards: make docs.
 set -euo pipefail
 
-[ $# -ge 1 ] || { sed -n '2,6s/^# //p' "$0" >&2; exit 1; }
+[ $# -ge 1 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 1; }
 eval=$1
 shift
 sets="--task $eval/humaneval/question.jsonl --task $eval/gsm8k/question.jsonl --task $eval/mt_bench/question.jsonl"
@@ -23,7 +22,7 @@ declare -A tables=(
   [others]="--suite others --task $eval --heads heads --foreign docs/benchmarks/vllm.json --limit 4 -n 128"
 )
 names=("$@")
-[ ${#names[@]} -gt 0 ] || names=(pair paper ablation auto adversarial batch methods transformers others)
+[ ${#names[@]} -gt 0 ] || names=("${!tables[@]}")
 for name in "${names[@]}"; do
   [ -v "tables[$name]" ] || { echo "no table is called $name; known: ${!tables[*]}" >&2; exit 1; }
 done

@@ -34,7 +34,7 @@ TEXTS = {
 }
 """Passages per file."""
 LONGEST = 780
-"""Characters of a passage: about as many tokens as a sample has."""
+"""Characters of a passage: what about fills a sample of 256 tokens."""
 
 
 def passage(text: str, rng: random.Random) -> str:

@@ -20,8 +20,11 @@ from jakiro.errors import CheckpointError, ConfigError, DataError
 from jakiro.hub import checkpoint
 from jakiro.sampling.nodes import AS_SAID
 from jakiro.sampling.params import SamplingParams
+from jakiro.train.data import Records, tokenise
+from jakiro.train.evaluate import judge
 from jakiro.train.features import Lesson
-from jakiro.train.learner import readings
+from jakiro.train.learner import add_up, readings
+from jakiro.train.samples import stored
 from jakiro.train.sharpness import GRID, fitted, sharpen, surprise
 from tests.conformance import world
 from tests.train.support import tiny_target, word_tokenizer
@@ -99,11 +102,20 @@ def test_a_trained_head_is_sharpened(tmp_path: Path) -> None:
     checkpoint.save(head, before, target.fingerprint(), notes)
 
     found = sharpen(before, engine, data, after, count=3)
+    # Two samples of either file, as evaluation in training measures them.
+    samples = stored(
+        lambda: tokenise(Records(data), engine.tokenizer, target.context_length, target.vocab_size),
+        tmp_path,
+        "all",
+    )
+    assert len(samples) == 4
+    tallies = [judge(head.float(), target, samples.batch([number])) for number in range(4)]
+    assert found == fitted(readings(add_up(tallies)), 2)
     options = checkpoint.read_config(after)["notes"]
     assert options == notes | {"options": {"window": 64, "sharpness": [list(s) for s in found]}}
     assert len(found) == 2 and set(found) <= set(GRID)
-    stored = [load_file(place / checkpoint.WEIGHTS_FILE) for place in (before, after)]
-    assert all(tensor.equal(stored[1][name]) for name, tensor in stored[0].items())
+    tensors = [load_file(place / checkpoint.WEIGHTS_FILE) for place in (before, after)]
+    assert all(tensor.equal(tensors[1][name]) for name, tensor in tensors[0].items())
 
     drafting = jakiro.load(target.model, after, tokenizer=engine.tokenizer)
     assert isinstance(drafting.drafter, FeatureDrafter)

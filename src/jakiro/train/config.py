@@ -130,7 +130,7 @@ class TrainConfig:
     """Everything the result depends on besides target and data. Defaults are the published recipe
     (arXiv 2502.06282) where it says something.
 
-    ``optimizer``: AdamW is published; with Muon heads have come as far in fewer steps.
+    ``optimizer``: AdamW is published; see ``train.optimizers`` for what Muon moves.
     ``steps`` wins over ``epochs``. ``batch_tokens``: padded tokens per step. ``length``: longest
     sample, in tokens. ``noise``: width of the uniform noise on input features at 512 tokens.
     ``unroll``: how many levels deep the head is trained on its own predictions (1: published).

@@ -23,11 +23,13 @@ DRAFT_IDS = "draft_ids"
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """``head`` in float32, the type ``dtype`` that its weights are kept in, and its ``notes``."""
+    """``head`` in float32, the type ``dtype`` that its weights are kept in, its ``notes``, and the
+    ``fingerprint`` of its target."""
 
     head: DraftHead
     dtype: torch.dtype
     notes: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
 
     @classmethod
     def read(cls, directory: Path, target: Target, out: Path, change: str) -> Finished:
@@ -39,7 +41,8 @@ class Finished:
             PairMismatch: the head was made for another target.
         """
         check_free(out)
-        head = checkpoint.load(directory, target.fingerprint())
+        fingerprint = target.fingerprint()
+        head = checkpoint.load(directory, fingerprint)
         if not isinstance(head, DraftHead):
             raise ConfigError(
                 f"a {head.config.method} head cannot be {change}; heads that predict features "
@@ -47,10 +50,11 @@ class Finished:
             )
         stored = load_file(directory / checkpoint.WEIGHTS_FILE)
         dtype = widest({name: tensor for name, tensor in stored.items() if name != DRAFT_IDS})
-        return cls(head, dtype, checkpoint.read_config(directory).get("notes", {}))
+        notes = checkpoint.read_config(directory).get("notes", {})
+        return cls(head, dtype, notes, fingerprint)
 
-    def write(self, head: DraftHead, out: Path, target: Target, notes: Mapping[str, Any]) -> None:
-        """``head`` with its weights to ``out``, ``notes`` before its own. Raises
-        ``CheckpointError`` where that cannot be written."""
+    def write(self, head: DraftHead, out: Path, notes: Mapping[str, Any]) -> None:
+        """``head`` to ``out``; ``notes`` go before its own. Raises ``CheckpointError`` where that
+        cannot be written."""
         kept = dict(self.notes) | dict(notes)
-        checkpoint.save(head, out, target.fingerprint(), kept, self.dtype)
+        checkpoint.save(head, out, self.fingerprint, kept, self.dtype)

@@ -78,10 +78,12 @@ def sharpen(
 ) -> list[Sharpness]:
     """Write the head in ``directory``, made for the target of ``engine``, to ``out``, its weights
     as they are, with the sharpness of its branches as measured on ``count`` samples: the first ones
-    of each of the JSONL files ``data``, as many of each. That sharpness, of the first branch first.
+    of each of the JSONL files ``data``, as many of each, rounded up. Returns that sharpness, of the
+    first branch first.
 
-    Raises what ``Finished`` raises, ``ConfigError`` for a head that needs features which the target
-    cannot give, and ``DataError`` where a file cannot be read, or there is no sample in them.
+    Raises what ``Finished.read`` and ``write`` raise, ``ConfigError`` for a head that needs
+    features which the target cannot give, and ``DataError`` where a file cannot be read, or there
+    is no sample in them.
     """
     finished, target = Finished.read(directory, engine.target, out, "sharpened"), engine.target
     sizes = finished.head.config
@@ -105,7 +107,7 @@ def sharpen(
         raise DataError("the data holds no sample with a token to learn from")
     found = fitted(readings(add_up(tallies)), 1 + sizes.contrast_levels)
     options = dict(finished.notes.get("options", {})) | {"sharpness": found}
-    finished.write(finished.head, out, target, {"options": options})
+    finished.write(finished.head, out, {"options": options})
     return found
 
 

@@ -35,8 +35,8 @@ def restrict(
     as they are, scoring only the ``size`` tokens that are most frequent in the JSONL files ``data``
     (``frequent_tokens``; the special ones among them).
 
-    Raises what ``Finished`` raises, ``ConfigError`` for a size it cannot have, and ``DataError``
-    where a file cannot be read, or there is no token in them.
+    Raises what ``Finished.read`` and ``write`` raise, ``ConfigError`` for a size it cannot have,
+    and ``DataError`` where a file cannot be read, or there is no token in them.
     """
     whole = Finished.read(directory, engine.target, out, "restricted to a draft vocabulary")
     small = DraftHead(replace(whole.head.config, draft_vocab_size=size))
@@ -44,7 +44,7 @@ def restrict(
     ids = frequent_tokens(counts, size, special_tokens(engine))
     small.load_state_dict(whole.head.state_dict() | {DRAFT_IDS: ids})
     share = float(counts[ids].sum() / counts.sum())
-    whole.write(small, out, engine.target, {"draft_vocab_share": share})
+    whole.write(small, out, {"draft_vocab_share": share})
     return Restricted(size, len(counts), share)
 
 
