@@ -41,8 +41,8 @@ check: setup ## lint, format, types, import rules
 planted: setup ## every planted bug must be caught by its named oracle
 	$(BIN)/python -m tests.planted
 
-compiled: setup ## compiled forwards through the compiler of torch (minutes)
-	JAKIRO_COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/engine/test_compile.py
+compiled: setup ## what is compiled, through the compiler of torch (minutes)
+	JAKIRO_COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/engine/test_compile.py tests/train/test_losses.py
 
 fuzz: setup ## random requests to the server, made from its own OpenAPI document: none may end in 5xx
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt schemathesis

@@ -2,7 +2,8 @@
 
 ``python scripts/pico/answers.py --data DIR --target DIR --out FILE`` writes conversations whose
 answers are the target's own words, every other one greedy, the rest sampled at T = 1: the text the
-heads will have to draft. Run again to go on after an interruption.
+heads will have to draft. ``--broad``: all sampled, and to questions of other kinds, plain lines of
+text among them, that the target mostly has no answer to. Run again to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -27,16 +28,37 @@ SHARES = {
     "factbook_qa": 400,
 }
 """Conversations per file."""
+BROAD = {
+    "openstax_glossary": 600,
+    "chatterbot": 450,
+    "taskmaster4": 250,
+    "topical_chat": 600,
+    "factbook_qa": 350,
+    "exercism": 50,
+    "books": 150,
+    "openstax": 150,
+    "tinystories": 100,
+    "peps": 50,
+}
+"""The same with ``--broad``."""
 GROUP = 256
 LONGEST = 1200
 """Characters of a question."""
 
 
-def questions(data: Path, seed: int) -> list[str]:
-    """First questions, shuffled, by file as in ``SHARES``."""
+def asked_in(record: dict) -> str:
+    """The first question of a conversation; of plain text, a line from its middle."""
+    if "messages" in record:
+        return record["messages"][0]["content"]
+    lines = [line for line in record["text"].splitlines() if line.strip()]
+    return lines[len(lines) // 2].strip()
+
+
+def questions(data: Path, shares: dict[str, int], seed: int) -> list[str]:
+    """First questions, shuffled, as many of each file as ``shares`` says."""
     picked = []
-    for name, count in SHARES.items():
-        asked = [r["messages"][0]["content"] for r in records([data / "chat" / f"{name}.jsonl"])]
+    for name, count in shares.items():
+        asked = [asked_in(record) for record in records(list(data.glob(f"*/{name}.jsonl")))]
         asked = [question for question in asked if len(question) <= LONGEST]
         random.Random(seed).shuffle(asked)
         picked += asked[:count]
@@ -52,9 +74,10 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=160)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--broad", action="store_true")
     args = parser.parse_args()
     engine = jakiro.load(args.target, "none", dtype="float32", max_batch_size=args.batch)
-    asked = questions(args.data, args.seed)
+    asked = questions(args.data, BROAD if args.broad else SHARES, args.seed)
     done = len(args.out.read_text().splitlines()) if args.out.exists() else 0
     with args.out.open("a", encoding="utf-8") as file:
         for start in range(done, len(asked), GROUP):
@@ -62,7 +85,7 @@ def main() -> None:
             params = [
                 jakiro.SamplingParams(
                     max_new_tokens=args.max_new_tokens,
-                    temperature=float(i % 2),
+                    temperature=float(i % 2 or args.broad),
                     seed=args.seed + start + i,
                 )
                 for i in range(len(chats))

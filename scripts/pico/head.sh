@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train one of the heads that the suites name: same data, steps and optimiser, one setting changed.
-#   [STEPS=4000] [OPTIMIZER=adamw] scripts/pico/head.sh NAME TARGET OUT DATA...
-# leaves it in OUT/NAME. Without arguments: the names and what each of them changes.
+#   [STEPS=4000] [OPTIMIZER=adamw] [START=DIR] scripts/pico/head.sh NAME TARGET OUT DATA...
+# leaves it in OUT/NAME; with START it goes on from DIR/NAME. Without arguments: the names and what
+# each of them changes.
 set -euo pipefail
 
 steps=${STEPS:-4000}
@@ -39,4 +40,5 @@ name=$1 target=$2 out=$3
 shift 3
 [ -v "heads[$name]" ] || { echo "no head is called $name; known: ${!heads[*]}" >&2; exit 1; }
 # shellcheck disable=SC2086  options are words
-exec jakiro train --target "$target" --out "$out/$name" ${heads[$name]} "${@/#/--data=}"
+exec jakiro train --target "$target" --out "$out/$name" ${heads[$name]} \
+  ${START:+--start "$START/$name"} "${@/#/--data=}"

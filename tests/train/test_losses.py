@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -18,9 +19,21 @@ from jakiro.train.evaluate import chain_levels, count_levels
 from jakiro.train.feature_head import head_config
 from jakiro.train.features import add_noise, teach
 from jakiro.train.learner import chain_tau
-from jakiro.train.losses import Losses, measure
+from jakiro.train.losses import Kernel, Losses, measure, score
 from jakiro.train.rollout import rollout
 from jakiro.train.samples import Batch, Samples
+
+# The compiler imports what torch itself has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(params=["plain", "compiled"])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """As in tests/engine/test_compile.py: ``make compiled`` goes through the compiler of torch."""
+    if request.param == "plain":
+        return score
+    backend = os.environ.get("JAKIRO_COMPILE_BACKEND", "eager")
+    return torch.compile(score, backend=backend, dynamic=True)
 
 
 def one_batch(marks: list[bool]) -> Batch:
@@ -74,14 +87,15 @@ def test_later_passes_leave_out_pairs_without_a_chain(target: Target) -> None:
 
 @pytest.mark.parametrize("budget", [40, 1 << 20])
 def test_gradients_are_those_of_the_plain_formula(
-    target: Target, budget: int, monkeypatch: pytest.MonkeyPatch
+    target: Target, budget: int, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(frozen.CHUNK_ELEMENTS, "cpu", budget)
     lesson = teach(target, one_batch([False, True, True, True, True, False, True]))
     torch.manual_seed(0)
     next_, after = (torch.randn(1, 6, 32, requires_grad=True) for _ in range(2))
     options = LossOptions(token_weight=0.7)
-    measure([HeadOutput(next_, (after,))], lesson, target).total(options).backward()
+    output = HeadOutput(next_, (after,))
+    measure([output], lesson, target, kernel=kernel).total(options).backward()
     places = lesson.wanted[0].nonzero()[:, 0]
     expected = torch.zeros(())
     for branch, weight, ahead in ((next_, 1.0, 1), (after, 0.5, 2)):
@@ -97,7 +111,9 @@ def test_gradients_are_those_of_the_plain_formula(
 
 
 @pytest.mark.parametrize("share", ["gate", "responsibility", "best"])
-def test_decoupled_experts_are_judged_by_their_mixture(target: Target, share: Any) -> None:
+def test_decoupled_experts_are_judged_by_their_mixture(
+    target: Target, share: Any, kernel: Kernel
+) -> None:
     lesson = teach(target, one_batch([False, True, True, True, True, False, True]))
     torch.manual_seed(0)
     features = torch.randn(1, 6, 2, 32, requires_grad=True)
@@ -107,7 +123,7 @@ def test_decoupled_experts_are_judged_by_their_mixture(target: Target, share: An
     experts = Experts(features, gates.softmax(-1))
     output = HeadOutput(torch.zeros(1, 6, 32), (after,), experts, gates)
     options = LossOptions(token_weight=0.7, second_branch=0.3)
-    found = measure([output], lesson, target, share)
+    found = measure([output], lesson, target, share, kernel)
     actual = torch.autograd.grad(found.total(options), given)
 
     places = lesson.wanted[0].nonzero()[:, 0]

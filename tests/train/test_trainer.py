@@ -336,3 +336,23 @@ def test_a_run_that_diverges_keeps_what_it_saved(
     with pytest.raises(ConfigError, match="weights are not finite at step 8"):
         trainer.run(spoil_at_last)
     assert checkpoint.read_config(out)["notes"]["step"] == 4
+
+
+def test_a_compiled_loss_is_asked_for_by_name(
+    target: Target, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives the same run, is nothing that a run is known by, and where there is nothing to
+    compile it is refused."""
+    compiled: list[str] = []
+
+    def compile_(kernel: Any, backend: str, dynamic: bool) -> Any:
+        compiled.append(f"{backend} {dynamic}")
+        return kernel
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    out = tmp_path / "compiled"
+    Trainer(target, samples, short(steps=4), out, Work(compile=True)).run()
+    assert compiled == ["inductor True"]
+    Trainer(target, samples, short(steps=4), out).run()
+    with pytest.raises(ConfigError, match="training of medusa has nothing that is compiled"):
+        Trainer(target, samples, short(method="medusa", unroll=1), out, Work(compile=True))

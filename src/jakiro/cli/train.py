@@ -87,6 +87,9 @@ def train(
     token_weight: Annotated[float, typer.Option(help="Weight of the token loss.")] = 0.1,
     second_branch: Annotated[float, typer.Option(help="Weight of the second branch.")] = 0.5,
     unroll: Annotated[int, typer.Option(help="Levels trained on own predictions.")] = 1,
+    start: Annotated[
+        Path | None, typer.Option(help="Head whose weights to start from, not from random ones.")
+    ] = None,
     expert_size: Annotated[
         int | None, typer.Option(help="Inner width of an expert (default: the target's MLP).")
     ] = None,
@@ -159,6 +162,9 @@ def train(
     shard: Annotated[
         bool, typer.Option(help="Spread the network over the processes of torchrun.")
     ] = False,
+    compile: Annotated[
+        bool, typer.Option(help="Compile what the loss does with logits; needs a C++ compiler.")
+    ] = False,
     device: DeviceOption = None,
     save_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
     held_out: Annotated[int, typer.Option(help="Samples kept aside for evaluation.")] = 64,
@@ -216,13 +222,16 @@ def train(
         clip_value=clip_value,
         noise=noise,
         unroll=unroll,
+        start=None if start is None else str(start),
         seed=seed,
         save_every=save_every,
         held_out=held_out,
         precision=precision.value,
         target_int8=target_int8,
     )
-    work = Work(accumulate=accumulate, recompute=recompute, shard=shard, device=device)
+    work = Work(
+        accumulate=accumulate, recompute=recompute, shard=shard, compile=compile, device=device
+    )
     answers = (
         SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         if regenerate

@@ -134,6 +134,8 @@ class TrainConfig:
     ``steps`` wins over ``epochs``. ``batch_tokens``: padded tokens per step. ``length``: longest
     sample, in tokens. ``noise``: width of the uniform noise on input features at 512 tokens.
     ``unroll``: how many levels deep the head is trained on its own predictions (1: published).
+    ``start``: directory of a head of that method whose weights, sizes and advice are gone on from
+    (None: random weights), a finished one on other data, for example, or an imported one.
     ``held_out``: samples kept aside for evaluation at every save. ``target_int8``: the target's
     layers in int8, which takes a quarter to half of their memory and changes features a little.
     """
@@ -156,6 +158,7 @@ class TrainConfig:
     clip_value: float = 0.5
     noise: float = 0.2
     unroll: int = 1
+    start: str | None = None
     seed: int = 0
     save_every: int = 500
     held_out: int = 64
@@ -191,13 +194,15 @@ class Work:
 
     ``accumulate``: parts a process computes one after another for a step. ``recompute``: give up
     what a forward would keep for the backward, and compute it again there. ``shard``: spread the
-    network over the processes instead of copying it. ``device``: of the target and the network;
-    ``auto`` splits the target over all GPUs; None: a GPU if there is one.
+    network over the processes instead of copying it. ``compile``: what the loss does with logits,
+    in one pass over memory (``torch.compile``; needs a C++ compiler). ``device``: of the target and
+    the network; ``auto`` splits the target over all GPUs; None: a GPU if there is one.
     """
 
     accumulate: int = 1
     recompute: bool = False
     shard: bool = False
+    compile: bool = False
     device: str | None = None
 
     def __post_init__(self) -> None:

@@ -23,7 +23,9 @@ how many were accepted at each depth, and how many got there and had a token lef
 """
 
 
-METHOD_OPTIONS = frozenset({"acceptance", "head", "loss", "model", "noise", "one_shot", "unroll"})
+METHOD_OPTIONS = frozenset(
+    {"acceptance", "head", "loss", "model", "noise", "one_shot", "start", "unroll"}
+)
 """Settings of a ``TrainConfig`` that only some methods have."""
 
 
@@ -60,6 +62,13 @@ class Learner(ABC):
                 )
         torch.manual_seed(config.seed)
         self.module = self.build().to(target.device)
+
+    def compile(self, backend: str) -> None:
+        """Compile what pays, from now on, by a ``backend`` of ``torch.compile``. Raises
+        ``ConfigError`` where nothing does."""
+        raise ConfigError(
+            f"training of {self.config.method} has nothing that is compiled; leave out --compile"
+        )
 
     @abstractmethod
     def build(self) -> nn.Module:

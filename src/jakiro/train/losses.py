@@ -9,7 +9,7 @@ mixture, and each expert's feature counts by its share in the prediction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,11 @@ from jakiro.target.target import Target
 from jakiro.train.config import ExpertShare, LossOptions
 from jakiro.train.features import Lesson
 from jakiro.train.frozen import chunk_rows
+
+Kernel = Callable[
+    [Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None, Tensor]
+]
+"""``score``, or the same compiled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +98,11 @@ def measure(
     lesson: Lesson,
     target: Target,
     share: ExpertShare | None = None,
+    kernel: Kernel | None = None,
 ) -> Losses:
     """Losses of a rollout. Pair i predicts feature i + 1 with branch 1, i + 2 with branch 2.
-    ``share``: measure the experts of a decoupled head, not their sum."""
+    ``share``: measure the experts of a decoupled head, not their sum. ``kernel``: a compiled
+    ``score``."""
     batch, length, _ = lesson.features.shape
     index = lesson.wanted.flatten().nonzero()[:, 0]
     branches = [
@@ -112,6 +119,7 @@ def measure(
             lesson,
             target,
             share,
+            kernel or score,
         )
         for group in groups
         if len(group)
@@ -139,6 +147,7 @@ def _judge(
     lesson: Lesson,
     target: Target,
     share: ExpertShare | None,
+    kernel: Kernel,
 ) -> _Judged:
     """Judge branches ``ahead``, ``ahead + 1``, ... (from 0) of every pass at the wanted positions
     ``index`` [M]."""
@@ -157,7 +166,7 @@ def _judge(
     predicted, weight = torch.stack(features), torch.stack(counts).float()
     mean = weight / weight.sum(1, keepdim=True).clamp_min(1)
     gate = torch.stack(log_weights)
-    token, rank, explained = _SoftCrossEntropy.apply(predicted, gate, truth, mean, target)  # type: ignore[no-untyped-call]
+    token, rank, explained = _SoftCrossEntropy.apply(predicted, gate, truth, mean, target, kernel)  # type: ignore[no-untyped-call]
     parts = {"gate": gate.detach().exp(), "responsibility": explained}
     best = F.one_hot(explained.argmax(-1), explained.shape[-1]).float()
     of_expert = parts.get(share or "gate", best)
@@ -183,6 +192,34 @@ def _spread(output: HeadOutput, pairs: Tensor) -> tuple[Tensor, Tensor]:
     return balance, ((-apart).exp().sum((1, 2)) - count).mean() / (count * (count - 1))
 
 
+def score(
+    logits: Tensor, gates: Tensor | None, truth: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """What ``measure`` computes of logits, and nothing else: what pays when it is compiled.
+
+    From ``logits`` [P, M, K, V], logarithms of their experts' weights [P, M, K, 1] (None: one
+    expert), the target's logits ``truth`` [M, V] and the ``share`` [P, M] of each row -> summed
+    log-likelihoods [P]; how many tokens come before the target's likeliest [P, M] int32; how much
+    each expert explains [P, M, K] (None: one expert, all of it); the gradient of the cross-entropy
+    in the logits."""
+    truth = truth.float()
+    best = truth.argmax(-1, keepdim=True).expand(len(logits), -1, -1)
+    expected = truth.softmax(-1)
+    log_probs = logits.float().log_softmax(-1)
+    joint = log_probs if gates is None else log_probs + gates
+    mixed = joint[..., 0, :] if gates is None else joint.logsumexp(-2)
+    ranks = (mixed > mixed.gather(-1, best)).sum(-1, dtype=torch.int32)
+    likelihood = ((mixed * expected).sum(-1) * share).sum(1)
+    explained = None
+    if gates is None:
+        error = log_probs.exp_().sub_(expected[:, None])
+    else:
+        owned = joint.sub_(mixed[..., None, :]).exp_().mul_(expected[:, None])
+        explained = owned.sum(-1)
+        error = log_probs.exp_().mul_(explained[..., None]).sub_(owned)
+    return likelihood, ranks, explained, error.mul_(share[..., None, None]).to(logits.dtype)
+
+
 class _SoftCrossEntropy(torch.autograd.Function):
     """Cross-entropy between the target's distribution and mixtures of the head's, through a frozen
     LM head.
@@ -200,6 +237,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         truth: Tensor,
         share: Tensor,
         target: Target,
+        kernel: Kernel,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``predicted`` [P, M, K, H], ``log_weights`` [P, M, K], ``truth`` [M, H], ``share``
         [P, M] -> losses [P]; how many tokens come before the target's likeliest [P, M] int32; how
@@ -212,25 +250,17 @@ class _SoftCrossEntropy(torch.autograd.Function):
         chunk = chunk_rows(predicted.device, count * experts * target.vocab_size)
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
-            expected = target.lm_head(truth[part]).float()
-            best = expected.argmax(-1, keepdim=True).expand(count, -1, -1)
-            expected = expected.softmax(-1)
             with torch.enable_grad():
                 features = predicted[:, part].detach().requires_grad_()
                 logits = target.lm_head(features)
-            log_probs = logits.detach().float().log_softmax(-1)
-            joint = log_probs if experts == 1 else log_probs + log_weights[:, part, :, None]
-            mixed = joint[..., 0, :] if experts == 1 else joint.logsumexp(-2)
-            ranks[:, part] = (mixed > mixed.gather(-1, best)).sum(-1, dtype=torch.int32)
-            losses -= ((mixed * expected).sum(-1) * share[:, part]).sum(1)
-            if experts == 1:
-                error = log_probs.exp_().sub_(expected[:, None])
-            else:
-                owned = joint.sub_(mixed[..., None, :]).exp_().mul_(expected[:, None])
-                explained[:, part] = owned.sum(-1)
-                error = log_probs.exp_().mul_(explained[:, part, :, None]).sub_(owned)
-            error.mul_(share[:, part, None, None])
-            (gradient[:, part],) = torch.autograd.grad(logits, features, error.to(logits.dtype))
+            gates = None if experts == 1 else log_weights.detach()[:, part, :, None]
+            likelihood, ranks[:, part], of_expert, error = kernel(
+                logits.detach(), gates, target.lm_head(truth[part]), share[:, part]
+            )
+            losses -= likelihood
+            if of_expert is not None:
+                explained[:, part] = of_expert
+            (gradient[:, part],) = torch.autograd.grad(logits, features, error)
         ctx.save_for_backward(gradient, explained * share[..., None])
         ctx.mark_non_differentiable(ranks, explained)
         return losses, ranks, explained
@@ -241,4 +271,4 @@ class _SoftCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         gradient, owned = ctx.saved_tensors
         scale = upstream[:, None, None]
-        return gradient * scale[..., None], -owned * scale, None, None, None
+        return gradient * scale[..., None], -owned * scale, None, None, None, None

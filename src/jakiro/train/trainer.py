@@ -72,6 +72,8 @@ class Trainer:
                 "--recompute"
             )
         self.learner.recompute = work.recompute
+        if work.compile:
+            self.learner.compile("inductor")
         if work.shard and processes.count == 1:
             raise ConfigError("sharding needs several processes; start them with torchrun")
         self._training, held_out = samples.split(config.held_out, config.seed)
