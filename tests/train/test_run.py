@@ -76,6 +76,17 @@ def test_a_run_leaves_a_head_that_fits_its_target(
     assert {"history.jsonl", "curves.png", "training.pt"} <= {path.name for path in out.iterdir()}
 
 
+def test_a_run_starts_from_a_head(directory: Path) -> None:
+    places = ["--target", str(directory / "target"), "--data", str(directory / "data.jsonl")]
+    first, second = directory / "first", directory / "second"
+    assert invoke(*places, "--out", str(first), *QUICK).exit_code == 0
+    still = [*QUICK, "--start", str(first), "--lr", "1e-30"]
+    assert invoke(*places, "--out", str(second), *still).exit_code == 0
+    ours, theirs = (checkpoint.read_config(place) for place in (second, first))
+    assert ours["weights"] == theirs["weights"]
+    assert ours["notes"]["training"]["start"] == str(first)
+
+
 def test_a_bfloat16_run_leaves_a_head_that_fits_the_float32_target(
     directory: Path, target: Target
 ) -> None:
