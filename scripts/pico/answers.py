@@ -58,7 +58,8 @@ def questions(data: Path, shares: dict[str, int], seed: int) -> list[str]:
     """First questions, shuffled, as many of each file as ``shares`` says."""
     picked = []
     for name, count in shares.items():
-        asked = [asked_in(record) for record in records(list(data.glob(f"*/{name}.jsonl")))]
+        (file,) = data.glob(f"*/{name}.jsonl")
+        asked = [asked_in(record) for record in records([file])]
         asked = [question for question in asked if len(question) <= LONGEST]
         random.Random(seed).shuffle(asked)
         picked += asked[:count]

@@ -24,10 +24,10 @@ from jakiro.train.rollout import rollout
 from jakiro.train.samples import Batch, Samples
 
 # The compiler imports what torch itself has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+_TOLERANT = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.fixture(params=["plain", "compiled"])
+@pytest.fixture(params=["plain", pytest.param("compiled", marks=_TOLERANT)])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     """As in tests/engine/test_compile.py: ``make compiled`` goes through the compiler of torch."""
     if request.param == "plain":

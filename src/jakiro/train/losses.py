@@ -93,12 +93,40 @@ class _Judged(NamedTuple):
     counts: Tensor
 
 
+def score(
+    logits: Tensor, gates: Tensor | None, truth: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """What ``measure`` computes of logits, and nothing else: what pays when it is compiled.
+
+    From ``logits`` [P, M, K, V], logarithms of their experts' weights [P, M, K, 1] (None: one
+    expert), the target's logits ``truth`` [M, V] and the ``share`` [P, M] of each row -> summed
+    log-likelihoods [P]; how many tokens come before the target's likeliest [P, M] int32; how much
+    each expert explains [P, M, K] (None: one expert, all of it); the gradient of the cross-entropy
+    in the logits."""
+    truth = truth.float()
+    best = truth.argmax(-1, keepdim=True).expand(len(logits), -1, -1)
+    expected = truth.softmax(-1)
+    log_probs = logits.float().log_softmax(-1)
+    joint = log_probs if gates is None else log_probs + gates
+    mixed = joint[..., 0, :] if gates is None else joint.logsumexp(-2)
+    ranks = (mixed > mixed.gather(-1, best)).sum(-1, dtype=torch.int32)
+    likelihood = ((mixed * expected).sum(-1) * share).sum(1)
+    explained = None
+    if gates is None:
+        error = log_probs.exp_().sub_(expected[:, None])
+    else:
+        owned = joint.sub_(mixed[..., None, :]).exp_().mul_(expected[:, None])
+        explained = owned.sum(-1)
+        error = log_probs.exp_().mul_(explained[..., None]).sub_(owned)
+    return likelihood, ranks, explained, error.mul_(share[..., None, None]).to(logits.dtype)
+
+
 def measure(
     outputs: Sequence[HeadOutput],
     lesson: Lesson,
     target: Target,
     share: ExpertShare | None = None,
-    kernel: Kernel | None = None,
+    kernel: Kernel = score,
 ) -> Losses:
     """Losses of a rollout. Pair i predicts feature i + 1 with branch 1, i + 2 with branch 2.
     ``share``: measure the experts of a decoupled head, not their sum. ``kernel``: a compiled
@@ -119,7 +147,7 @@ def measure(
             lesson,
             target,
             share,
-            kernel or score,
+            kernel,
         )
         for group in groups
         if len(group)
@@ -190,34 +218,6 @@ def _spread(output: HeadOutput, pairs: Tensor) -> tuple[Tensor, Tensor]:
     apart = (features[:, :, None] - features[:, None]).square().mean(-1)
     count = features.shape[1]
     return balance, ((-apart).exp().sum((1, 2)) - count).mean() / (count * (count - 1))
-
-
-def score(
-    logits: Tensor, gates: Tensor | None, truth: Tensor, share: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """What ``measure`` computes of logits, and nothing else: what pays when it is compiled.
-
-    From ``logits`` [P, M, K, V], logarithms of their experts' weights [P, M, K, 1] (None: one
-    expert), the target's logits ``truth`` [M, V] and the ``share`` [P, M] of each row -> summed
-    log-likelihoods [P]; how many tokens come before the target's likeliest [P, M] int32; how much
-    each expert explains [P, M, K] (None: one expert, all of it); the gradient of the cross-entropy
-    in the logits."""
-    truth = truth.float()
-    best = truth.argmax(-1, keepdim=True).expand(len(logits), -1, -1)
-    expected = truth.softmax(-1)
-    log_probs = logits.float().log_softmax(-1)
-    joint = log_probs if gates is None else log_probs + gates
-    mixed = joint[..., 0, :] if gates is None else joint.logsumexp(-2)
-    ranks = (mixed > mixed.gather(-1, best)).sum(-1, dtype=torch.int32)
-    likelihood = ((mixed * expected).sum(-1) * share).sum(1)
-    explained = None
-    if gates is None:
-        error = log_probs.exp_().sub_(expected[:, None])
-    else:
-        owned = joint.sub_(mixed[..., None, :]).exp_().mul_(expected[:, None])
-        explained = owned.sum(-1)
-        error = log_probs.exp_().mul_(explained[..., None]).sub_(owned)
-    return likelihood, ranks, explained, error.mul_(share[..., None, None]).to(logits.dtype)
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
