@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jakiro.cache.kv_cache import KVCache
+from jakiro.cache.store import Store
 from jakiro.tree.verdict import Verdict
 
 SHAPES = [((2, 3), (2, 3)), ((1, 4), (1, 2)), ((2, 3), (3, 2))]
@@ -156,6 +157,30 @@ def test_a_reserved_cache_never_moves_its_storage() -> None:
     assert cache.content(0)[0][0].data_ptr() == first.data_ptr()
 
 
+def test_a_batch_that_is_filled_row_by_row_is_copied_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sixteen rows, each with more room than the one before, and no more rows than there may be."""
+    cache, copies, grow = KVCache(LAYERS), [], Store.grow
+
+    def counted(store: Store, rows: int, capacity: int) -> None:
+        copies.append(rows)
+        grow(store, rows, capacity)
+
+    monkeypatch.setattr("jakiro.cache.store.Store.grow", counted)
+    cache.ceiling, cache.row_ceiling = 40, 16
+    texts = [[100 * row + place for place in range(1, row + 2)] for row in range(16)]
+    for text in texts:
+        prefill(cache, text)
+        cache.make_room(len(text) + 8)
+    holds(cache, texts)
+    assert len(copies) <= 11 * len(cache._stores)
+    assert max(copies) == 16
+    cache.row_ceiling = 3
+    prefill(cache, [1, 2])
+    assert max(copies) == 17, "who is admitted has a row whatever the ceiling"
+
+
 @pytest.mark.parametrize(("rows", "capacity"), [(4, 10), (1, 40), (2, 20)])
 def test_what_earlier_rows_needed_counts_for_no_limit(rows: int, capacity: int) -> None:
     """Two rows of twenty were there, or of two more; the one that stays keeps its content."""
@@ -166,6 +191,7 @@ def test_what_earlier_rows_needed_counts_for_no_limit(rows: int, capacity: int) 
     before = cache._stores[0].data
     cache.keep([1])
     cache.fit(rows, capacity, 40)
+    assert cache.row_ceiling == 40 // max(capacity, cache._capacity)
     assert (cache._stores[0].data is before) == (capacity == 20)
     cache.reserve(rows, capacity)
     assert all(s.data.shape[1] * s.data.shape[3] <= 40 for s in cache._stores)

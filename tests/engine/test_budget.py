@@ -18,6 +18,7 @@ from jakiro.engine.account import SHARE, Account
 from jakiro.engine.budget import DECIDE_EVERY, Controller
 from jakiro.engine.calibrate import _curve, measure
 from jakiro.engine.costs import Costs
+from jakiro.engine.limits import Limits
 from jakiro.engine.policy import Times
 from jakiro.engine.trials import FRESH, PLAIN_FIRST, WAITS, Outlook
 from jakiro.sampling.params import SamplingParams
@@ -379,6 +380,31 @@ def test_a_batch_is_done_when_its_slowest_row_is() -> None:
     assert machine.ms < 1.04 * plain
     machine.run(1, lambda _: 0.0)
     assert "no drafting" in machine.controller.explain()
+
+
+def test_where_others_wait_no_row_is_the_last() -> None:
+    """The same, but whoever is done makes room for another: what counts is the average."""
+    machine = Machine(CHAIN, costs(node_ms=0.01, level_ms=2.0), 16)
+    machine.controller.is_queued = True
+    for _ in range(6):
+        machine.run(100, lambda _: 0.0, [0.0] + [0.5] * 15)
+    plain = machine.num_tokens / 16 * machine.cost_of(None)
+    assert machine.ms < 0.87 * plain, "one level more for a fifth of a cycle brings 0.82"
+    assert "no drafting" not in machine.controller.explain()
+
+
+def test_the_engine_says_whether_requests_wait() -> None:
+    """Three requests for two rows: nobody waits any more once the third has one."""
+    target = world.target("llama")
+    engine = world.make_engine(target, world.make_drafter("prompt_lookup", target), CHAIN)
+    engine.limits, said = Limits(2), []
+    for count in (4, 12, 12):
+        engine.submit([5, 6, 7], SamplingParams(max_new_tokens=count, ignore_eos=True))
+    while engine.step():
+        said.append((engine.num_rows, engine._batch.policy.is_queued))
+    assert (2, True) in said
+    assert said[-1] == (0, False)
+    assert [row for row, is_queued in said if is_queued and row < 2] in ([], [1])
 
 
 @pytest.mark.parametrize("num_plain", [1, 4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,24 @@ def test_rows_share_what_is_the_same_for_all() -> None:
     assert (prices.shared, prices.rest_ms(9)) == (pytest.approx(8 / 18), 58.0)
     prices.enter(3)
     assert prices.rest_ms(9) == pytest.approx(38.0)
+
+
+def test_the_step_from_one_row_to_several_is_shared() -> None:
+    """16 rows take 27 ms, 8 of them 23: half a millisecond a row. One takes 10, two take 20."""
+    table = replace(
+        COSTS,
+        batches=(1, 2, 16),
+        verify_ms=((10.0, 18.0), (20.0, 28.0), (27.0, 58.0)),
+        draft_ms=COSTS.draft_ms[:1] * 3,
+    )
+    prices = Prices(PLAN, table)
+    prices.enter(16)
+    assert prices.shared == pytest.approx(1 - 16 * 0.5 / 27)
+    prices.enter(2)
+    assert prices.shared == pytest.approx(0.0)
+    uneven = Prices(PLAN, replace(COSTS, verify_ms=((10.0, 18.0), (9.0, 58.0))))
+    uneven.enter(5)
+    assert uneven.shared == 1.0, "a table that was disturbed says no more than that rows are free"
 
 
 def test_what_drafts_do_not_have_is_not_paid_for() -> None:

@@ -40,7 +40,7 @@ class JointCache(KVCache):
     def reserve(self, rows: int, capacity: int) -> None:
         super().reserve(rows, capacity)
         for cache in self.beside:
-            cache.ceiling = self.ceiling
+            cache.ceiling, cache.row_ceiling = self.ceiling, self.row_ceiling
             cache.reserve(rows, capacity)
 
     def admit(self, known: KVRow = NO_ROW) -> int:

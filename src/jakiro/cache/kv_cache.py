@@ -83,8 +83,8 @@ class KVCache(Cache):
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[_LayerView(self, index) for index in range(num_layers)])
         self.lengths: list[int] = []
-        self.ceiling = sys.maxsize
-        """The capacity that growth by halves need not exceed."""
+        self.ceiling = self.row_ceiling = sys.maxsize
+        """The capacity and the rows that growth by halves need not exceed."""
         self._rows = slice(0, 0)
         self._starts: list[int] = []
         self._stores: list[Store] = []
@@ -109,12 +109,20 @@ class KVCache(Cache):
         for store in self._stores:
             store.grow(self._max_rows, self._capacity)
 
+    def make_room(self, capacity: int) -> None:
+        """See to ``capacity`` slots in every row. They grow by halves, so that a row that grows
+        token by token, or a batch whose prompts become longer and longer, is copied rarely."""
+        if capacity > self._capacity:
+            wanted = min(self._capacity + self._capacity // 2, self.ceiling)
+            self.reserve(self.num_rows, max(capacity, wanted))
+
     def fit(self, rows: int, capacity: int, limit: int) -> None:
         """Before ``rows`` rows come to have ``capacity`` slots: give back what earlier ones needed
-        if both together could be over ``limit`` slots."""
+        if both together could be over ``limit`` slots, to which growth by halves keeps as well."""
         self._settle()
         if max(rows, self._max_rows) * max(capacity, self._capacity) > limit:
             self._cut_to(min(rows, self._max_rows), min(capacity, self._capacity))
+        self.row_ceiling = min(self.row_ceiling, limit // max(capacity, self._capacity))
 
     def admit(self, known: KVRow = NO_ROW) -> int:
         """Append a row that holds what ``save`` gave, nothing unless told, and return its index.
@@ -124,9 +132,14 @@ class KVCache(Cache):
         row = self.num_rows
         self._settle()
         self.lengths.append(known.length)
-        for store in self._stores if row < self._max_rows else ():
-            store.clear(row, self._used)
-        self.reserve(self.num_rows, max(self._capacity, known.length))
+        rows = row + 1
+        if rows <= self._max_rows:
+            for store in self._stores:
+                store.clear(row, self._used)
+        else:
+            # By halves, so that a batch that is filled row by row is copied rarely.
+            rows = max(rows, min(rows + row // 2, self.row_ceiling))
+        self.reserve(rows, known.length)
         self._used = max(self._used, known.length)
         if known.length:
             for store, part in zip(self._stores, known.data, strict=True):
@@ -197,10 +210,7 @@ class KVCache(Cache):
         self._rows = rows
         self._starts = [length + num_known for length in self.lengths[rows]]
         span = self.span_before + num_new
-        if span > self._capacity:
-            # By halves, so that a row that grows token by token is copied rarely.
-            wanted = min(self._capacity + self._capacity // 2, self.ceiling)
-            self.reserve(self.num_rows, max(span, wanted))
+        self.make_room(span)
         self._used = max(self._used, span)
         for store in self._stores:
             store.aim(rows, self._starts, num_new)

@@ -90,11 +90,12 @@ class Batch:
             drafter.holder = self
             # The answer's room grows while it is written, up to the worst case.
             self.cache.ceiling = max(map(self.num_slots, [*self.rows, request]))
+            self.cache.row_ceiling = self.limits.max_batch_size
             if self.limits.kv_tokens is not None:
                 self.cache.fit(len(self.rows) + 1, self.cache.ceiling, self.limits.kv_tokens)
-            row = self.cache.admit(known.target)
+            self.cache.admit(known.target)
             soon = length + max(length, _FIRST_ROOM)
-            self.cache.reserve(row + 1, min(soon, self.num_slots(request)))
+            self.cache.make_room(min(soon, self.num_slots(request)))
 
     def fill(self, limit: int, target: Target, drafter: Drafter) -> int:
         """Feed at most ``limit`` tokens of the prompt of ``filling``; returns how many. After the

@@ -132,7 +132,7 @@ class Controller(Policy):
         cost = prices.cycle_ms(size).item(place)
         part, gains = prices.plans[place], self._acceptance.gains()
         gain = gains.item(place) / self._num_rows
-        worth = 1 + size.progress.share * gain
+        worth = 1 + self._share * gain
         reasons = (
             f"verify costs {(cost - draft) / plain:.2f} at {part.num_nodes + 1} rows, "
             f"drafting {draft / plain:.2f}, for {1 + gain:.2f} tokens a cycle: "
@@ -152,7 +152,7 @@ class Controller(Policy):
         prices.enter(num_rows)
         self._size = size = self._size_here()
         cost, plain = prices.cycle_ms(size), prices.plain_ms(size)
-        rates = (num_rows + size.progress.share * self._acceptance.gains()) / cost
+        rates = (num_rows + self._share * self._acceptance.gains()) / cost
         off, best = num_rows / plain, largest(rates)
         if num_rows == 1 and WHOLE * rates.item(self._whole) > rates.item(best):
             best = self._whole
@@ -170,6 +170,12 @@ class Controller(Policy):
         paying = cost[rates > off]
         least = (paying if paying.size else cost).min().item() / plain - 1
         return Outlook(num_rows, prices.levels, rates, cost, plain, best, self._choice, least)
+
+    @property
+    def _share(self) -> float:
+        """Of the tokens that drafts bring, those that count. Where others wait for the rows, all
+        do: who is done early makes room."""
+        return 1.0 if self.is_queued else self._size.progress.share
 
     @property
     def _num_rows(self) -> int:
@@ -210,13 +216,14 @@ class Controller(Policy):
         """Plain cycles that would have brought the tokens of ``paths``. A cycle of fewer rows costs
         less, but not in proportion: that a batch is done sooner, its slowest row must be. The
         slowest is one that is drafted: the others never become faster."""
-        before, progress = min(self._leads), self._size.progress
+        before = min(self._leads)
         taken = [len(path) for path in compress(paths, self._drafted)]
         self._leads = [lead + count for lead, count in zip(self._leads, taken, strict=True)]
         gain, slowest = sum(taken) / len(taken) - 1, min(self._leads) - before
-        shared = self._prices.shared
-        progress.learn(gain, shared * (slowest - 1) + (1 - shared) * gain)
-        return 1 + progress.share * gain * len(taken) / self._num_rows
+        if not self.is_queued:
+            shared = self._prices.shared
+            self._size.progress.learn(gain, shared * (slowest - 1) + (1 - shared) * gain)
+        return 1 + self._share * gain * len(taken) / self._num_rows
 
     def _count(self) -> None:
         """Several drafts at a time, as little else of a cycle needs numbers of the device."""

@@ -264,6 +264,7 @@ class Engine:
         self._leave()
         if not self._batch.rows:
             return bool(self._waiting) or self._batch.filling is not None
+        self._batch.policy.is_queued = bool(self._waiting)
         try:
             step(self._batch, self.target, self.drafter, self.rule.function, self.stats)
         except BaseException as error:

@@ -39,6 +39,9 @@ class Policy(ABC):
     that nodes are drawn from stays what it is.
     """
 
+    is_queued = False
+    """Whether others wait for the rows of those that end: then no row is the last."""
+
     def __init__(self, plan: TreePlan) -> None:
         self.plan = plan
 

@@ -113,8 +113,11 @@ class Prices:
         depths = np.arange(1, self.grid.num_depths + 1, dtype=np.float64)
         widths = [self.plans[0, b].width for b in range(len(self.grid.budgets))]
         draft = self._costs.draft(num_rows, depths, np.array(widths, dtype=np.float64))
-        alone, together = self._costs.verify(1, self._counted)[0].item(1), verify.item(1)
-        row = (together - alone) / (num_rows - 1) if num_rows > 1 else 0.0
+        # Rows leave one by one: what the later half of them costs counts, and not the step from one
+        # row to several, which kernels make steep.
+        half, together = num_rows // 2, verify.item(1)
+        few = self._costs.verify(half, self._counted)[0].item(1) if half else together
+        row = max(0.0, together - few) / (num_rows - half)
         levels = np.diff(draft, axis=0, prepend=0.0)
         lists = verify.tolist(), slope.tolist(), draft.tolist(), levels.tolist()
         return _Sheet(*lists, 1 - num_rows * row / together)
