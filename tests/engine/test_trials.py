@@ -66,7 +66,7 @@ def test_plain_cycles_come_first_and_again() -> None:
 
 def test_a_text_alone_begins_with_the_whole() -> None:
     """The first of a batch, where it is alone and drafts are made; no text beside another."""
-    alone = replace(PAYS, num_rows=1)
+    alone = replace(PAYS, num_rows=1, rates=np.full((8, 1), 2.0))
     trials = Trials(WHOLE)
     trials.begin(is_first=False, is_off=False)
     assert trials.next(alone, known()) == PAYS.choice
@@ -77,6 +77,23 @@ def test_a_text_alone_begins_with_the_whole() -> None:
     trials.turn()
     done = [trials.next(alone, known()) for _ in range(FRESH + 1)]
     assert done == [WHOLE] * FRESH + [PAYS.choice]
+    trials.begin(is_first=True, is_off=False)
+    dear = replace(alone, rates=np.full((8, 1), 2.6))
+    assert trials.next(dear, known()) == PAYS.choice, "all five tokens of the whole were too slow"
+
+
+def test_after_a_part_that_was_accepted_whole_the_whole_is_drafted() -> None:
+    """Ever rarer while it goes no deeper than the part, which has two levels."""
+    alone = replace(PAYS, num_rows=1, rates=np.full((8, 1), 2.0))
+    trials, made = Trials(WHOLE), []
+    for accepted in [1] * 3 + [2] * 40:
+        made.append(trials.next(alone, known()))
+        trials.see(made[-1] or WHOLE, accepted, PAYS.choice)
+        trials.turn()
+    assert [i for i, part in enumerate(made) if part == WHOLE] == [4, 7, 12, 21, 38]
+    trials.see(WHOLE, 3, PAYS.choice)
+    trials.see(PAYS.choice, 2, PAYS.choice)
+    assert trials.next(alone, known()) == WHOLE, "it went deeper, so the part says too little"
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,9 @@ from jakiro.tree.verdict import Verdict
 
 HYSTERESIS = 1.02
 """How much better another choice must look."""
-WHOLE = 1.25
+WHOLE = 1.05
 """How much better than the whole a part must look to be drafted alone: a drafter's own tree was
-chosen for one row and may end by itself, and is right more often than what a hundred cycles seem to
-say."""
+chosen for one row and may end by itself."""
 DECIDE_EVERY = (4, 16)
 """Drafts, which are counted then: at first, and at most while the choice stays; they double. A
 batch says more with each draft, and its cycles are longer: ever the first."""
@@ -206,6 +205,8 @@ class Controller(Policy):
         size.account.book(saved)
         if self._choice is None and saved > 0:
             self._trials.repeat()
+        if self._num_rows == 1 and self._choice is not None:
+            self._trials.see(place, len(verdict.paths[0]) - 1, self._choice)
         size.drafting.learn(own, draft)
         size.drafted.learn(times.rest_ms, rest)
         depths = [min(last, cap) for cap in self._caps]

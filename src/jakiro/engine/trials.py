@@ -62,6 +62,8 @@ class Trials:
         self._wait = self._left = WAITS[0]
         # Drafts of the whole that are left to be made of a new text.
         self._fresh = 0
+        # Drafts of which all levels were accepted until the whole is drafted.
+        self._rise_wait = self._rise_left = 1
         self._num_probes = 0
         # Cycles with a draft since the last one without.
         self.num_drafts = 0
@@ -71,6 +73,7 @@ class Trials:
         another kind."""
         if is_first:
             self._fresh = FRESH
+            self._rise_wait = self._rise_left = 1
         if is_off:
             self._left = min(self._left, WAITS[0])
 
@@ -82,6 +85,19 @@ class Trials:
         """What was tried was better than what is done: the same again at once."""
         self._wait, self._left = WAITS[0], 1
 
+    def see(self, part: Choice, num_accepted: int, choice: Choice) -> None:
+        """Of a draft of a ``part`` of one row so many levels were accepted. If all, the whole is
+        drafted next, of which that says nothing: ever rarer, unless it goes deeper than the
+        ``choice`` does."""
+        if part == self._whole:
+            if num_accepted > choice[0] + 1:
+                self._rise_wait = self._rise_left = 1
+        elif num_accepted > part[0]:
+            self._rise_left -= 1
+            if self._rise_left <= 0:
+                self._rise_left = self._rise_wait = min(2 * self._rise_wait, WAITS[1])
+                self._fresh = max(self._fresh, 1)
+
     def next(self, outlook: Outlook, size: Size) -> Choice | None:
         """A plain cycle where one is due; else the choice, or something else now and then. Where
         the account allows no draft of that size, the best one that it allows."""
@@ -92,7 +108,8 @@ class Trials:
         is_fresh = self._fresh and outlook.num_rows == 1
         if is_fresh and wanted is not None and outlook.loss(self._whole) <= most:
             self._fresh -= 1
-            return self._whole
+            if outlook.most(self._whole) > outlook.rates[wanted]:
+                return self._whole
         if self._left <= 0:
             other = outlook.best if wanted is None else self._other(outlook, wanted)
             if other is not None and outlook.loss(other) <= most:
