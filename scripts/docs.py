@@ -6,7 +6,7 @@ A table stands between ``<!-- table: FILE.json -->`` and ``<!-- end -->``; ``FIL
 report of ``jakiro bench --out``, copied to ``docs/benchmarks``; everything around it is written by
 hand and stays. All cells of the report go to ``FILE.md`` and its chart to ``FILE.png``, beside it.
 That of ``docs/serving.md`` stands after ``<!-- load: FILE.json -->``, a report of ``scripts.load``.
-With ``views`` or ``memory`` in place of ``table`` it is the report of the script of that name.
+With ``views``, ``memory`` or ``replay`` in place of ``table`` it is the report of that script.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ NEEDS = {
 }
 MATRIX = re.compile(r"(<!-- rules -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 LOAD = re.compile(r"(<!-- load: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-SCRIPTS = re.compile(r"(<!-- (views|memory): (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+SCRIPTS = re.compile(
+    r"(<!-- (views|memory|replay): (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL
+)
 TABLE = re.compile(r"(<!-- table: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -201,8 +203,8 @@ def _table(reports: Path, name: str) -> str:
 
 
 def fill_scripts(page: str, reports: Path) -> str:
-    """``page`` with the tables of ``scripts/views.py`` and ``scripts/memory.py`` as the reports of
-    their names in ``reports`` say."""
+    """``page`` with the tables of scripts as the reports of their names in ``reports`` say."""
+    of = {"views": _views, "memory": _memory, "replay": _replay}
 
     def tables(found: re.Match[str]) -> str:
         before, kind, name, after = found.groups()
@@ -211,7 +213,7 @@ def fill_scripts(page: str, reports: Path) -> str:
             return f"{before}\nNot measured yet.\n\n{after}"
         report = json.loads(path.read_text("utf-8"))
         lines = [f"{_origin(report)}."]
-        lines += _views(report["rows"]) if kind == "views" else _memory(report["rows"])
+        lines += of[kind](report["rows"])
         lines += ["", f"[JSON]({reports.name}/{name}.json)."]
         return "\n".join([before, *lines, "", after])
 
@@ -250,6 +252,31 @@ def _memory(rows: list[dict[str, Any]]) -> list[str]:
         cells.append((row["drafter"], find_rule("match").promise, kept, more))
     headings = ("drafter", "promise", "keeps, besides the target", "more than plain, MiB")
     return ["", *table(headings, cells)]
+
+
+def _replay(rows: list[dict[str, Any]]) -> list[str]:
+    """Per number of rows what the best fixed tree and the controller bring, plain decoding being
+    among what is fixed."""
+    from jakiro.bench.tables import table
+
+    lines = []
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        cells = []
+        for row in (row for row in rows if row["batch"] == batch):
+            plain, fixed = row["plain_ms"], {"plain": row["plain_ms"], **row["fixed_ms"]}
+            best = min(fixed, key=fixed.__getitem__)
+            least, *_, most = sorted(fixed[best] / ms for ms in row["controller_ms"])
+            middle = median(row["controller_ms"])
+            share = f"{fixed[best] / middle:.3f} ({least:.3f} - {most:.3f})"
+            name = best if best == "plain" else f"`{best}`"
+            task = f"{row['task']}, T = {row['temperature']:g}"
+            speeds = (f"{plain / ms:.2f}" for ms in (fixed[best], middle))
+            cells.append((task, name, *speeds, share))
+        title = "one row" if batch == 1 else f"{batch} rows"
+        lines += ["", f"### A made-up clock, {title}", ""]
+        headings = ("", "best fixed tree", "its speedup", "the controller's", "share of the best")
+        lines += table(headings, cells)
+    return lines
 
 
 def _view(row: dict[str, Any]) -> str:

@@ -211,12 +211,14 @@ def play(policy: Policy, texts: Sequence[Text], costs: Costs, clock: Clock) -> f
 
 
 def written(engine: Engine, prompts: Sequence[TaskPrompt], params: SamplingParams) -> list[Text]:
-    """The answers to ``prompts``, with what is drafted at every position of theirs."""
+    """The answers to those of ``prompts`` that the context holds with them, and what is drafted at
+    every position of theirs."""
+    vocab_size, room = engine.target.vocab_size, engine.target.context_length - NEW
     ids = [
-        prompt.ids(engine.target.vocab_size) if isinstance(prompt, RandomTokens) else prompt
+        prompt.ids(vocab_size) if isinstance(prompt, RandomTokens) else engine.encode(prompt)
         for prompt in prompts
     ]
-    texts = []
+    ids, texts = [prompt for prompt in ids if len(prompt) <= room], []
     for first in range(0, len(ids), BATCH):
         trees: list[TokenTree] = []
         draft = engine.drafter.draft
@@ -318,7 +320,7 @@ def main(sources: Sequence[str], limit: int, out: Path) -> None:
     engine = jakiro.load(
         "pico", drafter="jakiro", drafter_options=options, tree=whole, max_batch_size=BATCH
     )
-    costs, rows = measured(engine, plan), []
+    place, costs, rows = asdict(environment()), measured(engine, plan), []
     for row in cells(load_tasks(sources, limit), engine, plan, costs):
         best = min(row["fixed_ms"], key=row["fixed_ms"].__getitem__)
         shares = [row["fixed_ms"][best] / ms for ms in row["controller_ms"]]
@@ -331,7 +333,7 @@ def main(sources: Sequence[str], limit: int, out: Path) -> None:
         )
         rows.append(row)
     found = {
-        "environment": asdict(environment()),
+        "environment": place,
         "command": ["python", "-m", "scripts.replay", *sys.argv[1:]],
         "plan": str(plan),
         "costs": costs.to_json(),

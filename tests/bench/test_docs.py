@@ -99,12 +99,19 @@ def test_reports_of_scripts_become_tables(tmp_path: Path) -> None:
     held = [("none", 100.0), ("suffix_automaton+token_recycling", 112.4)]
     peaks = [{"drafter": name, "peak": peak, "growth": 0.0} for name, peak in held]
     (tmp_path / "m.json").write_text(json.dumps(about | {"rows": peaks}))
-    kinds = (("views", "v"), ("memory", "m"), ("views", "none"))
+    cell = {"task": "gsm8k", "temperature": 0.0, "batch": 1, "plain_ms": 30.0}
+    times = {"fixed_ms": {"chain:2": 20.0, "chain:1": 24.0}, "controller_ms": [25.0, 20.0, 16.0]}
+    slow = {"batch": 16, "plain_ms": 15.0}
+    played = [cell | times, cell | times | slow]
+    (tmp_path / "r.json").write_text(json.dumps(about | {"rows": played}))
+    kinds = (("views", "v"), ("memory", "m"), ("views", "none"), ("replay", "r"))
     page = "".join(
         f"<!-- {kind}: {name}.json -->\nold\n<!-- end -->\n\nText.\n" for kind, name in kinds
     )
     filled = fill_scripts(page, tmp_path)
-    assert "old" not in filled and filled.count("\nText.\n") == 3
+    assert "old" not in filled and filled.count("\nText.\n") == 4
+    assert "| gsm8k, T = 0 | `chain:2` | 1.50 | 1.50 | 1.000 (0.800 - 1.250) |" in filled
+    assert "| gsm8k, T = 0 | plain | 1.00 | 0.75 | 0.750 (0.600 - 0.938) |" in filled
     assert "| 128 | 10.0 | 0.50; 1.25; 4.00, 3.00 |" in filled
     assert "`python scripts/some.py 'a b'`, 2 cores of A CPU, torch 2, commit abc.\n" in filled
     assert "| context | target forward, ms | a | b |" in filled
