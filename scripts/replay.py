@@ -48,8 +48,8 @@ from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 
 BATCH, ROUNDS, SEEDS, NEW = 16, 3, 3, 96
-KNOWN, BATCHES = (1, 2, BATCH), (1, 2, 4, 8, BATCH)
-"""Numbers of rows whose costs the controller knows, and those that cycles are timed by."""
+BATCHES = (1, 2, 4, 8, BATCH)
+"""Numbers of rows that cycles are timed by."""
 DEPTHS, BUDGETS = (2, 4, 10), (4, 10, 20)
 NOISE, DRIFT, DRIFT_MEMORY = 0.05, 0.08, 0.97
 STALL, STALLS = 1.8, 0.02
@@ -269,7 +269,7 @@ def measured(engine: Engine, plan: TreePlan) -> Costs:
 
 def known(costs: Costs, num_rows: int) -> Costs:
     """What a load with batches of ``num_rows`` would have measured."""
-    chosen = [costs.batches.index(size) for size in KNOWN if size <= num_rows]
+    chosen = [costs.batches.index(size) for size in sorted({1, min(2, num_rows), num_rows})]
     return replace(
         costs,
         batches=tuple(costs.batches[i] for i in chosen),

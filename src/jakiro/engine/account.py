@@ -4,9 +4,9 @@ from __future__ import annotations
 
 SHARE = 0.005
 """Of plain cycles, which drafts may lose."""
-START, MOST = 3.0, 32.0
-"""On the account to begin with, and at most. Several rows tell more at a time than one, but the
-slowest of them, whose progress counts, is at first ever another."""
+START, START_TOGETHER, MOST = 3.0, 1.5, 32.0
+"""On the account to begin with, of one row and of several, and at most. The texts of a batch come
+together, so there is less to make good for a start."""
 STAKE = 1 / 3
 """Of the balance, which one draft may lose: bad luck makes drafts smaller, and does not end them
 as soon as a few large ones have failed."""
@@ -20,8 +20,8 @@ class Account:
     that is booked, not what was guessed.
     """
 
-    def __init__(self) -> None:
-        self.balance = START
+    def __init__(self, is_alone: bool = True) -> None:
+        self.balance = START if is_alone else START_TOGETHER
 
     def stake(self, least: float) -> float:
         """How much a draft may lose if nothing of it is accepted, where the smallest one that

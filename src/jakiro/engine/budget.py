@@ -19,6 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from jakiro.engine.acceptance import Acceptance, Choice, needed
+from jakiro.engine.account import Account
 from jakiro.engine.costs import Costs
 from jakiro.engine.pace import Pace, Size
 from jakiro.engine.policy import DraftLimits, Policy, Times
@@ -185,7 +186,8 @@ class Controller(Policy):
         """Those of batches between two powers of two; at first at the last pace."""
         size = self._num_rows.bit_length()
         if size not in self._sizes:
-            self._sizes[size] = Size(Pace(self._size.plain.value if self._sizes else 1.0))
+            pace = Pace(self._size.plain.value if self._sizes else 1.0)
+            self._sizes[size] = Size(pace, Account(size == 1))
         return self._sizes[size]
 
     # -- learning -----------------------------------------------------------------------------
