@@ -273,7 +273,7 @@ def _replay(rows: list[dict[str, Any]]) -> list[str]:
             speeds = (f"{plain / ms:.2f}" for ms in (fixed[best], middle))
             cells.append((task, name, *speeds, share))
         title = "one row" if batch == 1 else f"{batch} rows"
-        lines += ["", f"### A made-up clock, {title}", ""]
+        lines += ["", f"#### A made-up clock, {title}", ""]
         headings = ("", "best fixed tree", "its speedup", "the controller's", "share of the best")
         lines += table(headings, cells)
     return lines
