@@ -17,7 +17,7 @@ class Account:
 
     However wrong the guesses of acceptance are, what is lost is then at most the start, ``SHARE``
     of the plain cycles, and what drafts have saved before. Of the costs it is what a cycle takes
-    that is booked, not what was guessed.
+    that is booked, not what was guessed. ``is_alone``: of one row.
     """
 
     def __init__(self, is_alone: bool = True) -> None:
