@@ -23,8 +23,9 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -160,14 +161,14 @@ def verdict(tree: TokenTree, texts: Sequence[tuple[Text, int]]) -> Verdict:
 
 
 class Clock:
-    """Time as it is shown, beside as it is."""
+    """By how much the times that the controller is shown differ from those that count."""
 
     def __init__(self, seed: int) -> None:
         self._chance = random.Random(seed)
         self._drift = 0.0
 
     def pace(self) -> float:
-        """Of the next cycle."""
+        """Shown over real, of the next cycle."""
         fresh = math.sqrt(1 - DRIFT_MEMORY**2) * self._chance.gauss(0, DRIFT)
         self._drift = DRIFT_MEMORY * self._drift + fresh
         stall = STALL if self._chance.random() < STALLS else 1.0
@@ -210,6 +211,12 @@ def play(policy: Policy, texts: Sequence[Text], costs: Costs, clock: Clock) -> f
     return total
 
 
+def taken(policy: Policy, groups: Sequence[list[Text]], costs: Costs, seed: int = 0) -> float:
+    """Milliseconds of one batch after the other; ``seed`` of the noise."""
+    clock = Clock(seed)
+    return sum(play(policy, group, costs, clock) for group in groups)
+
+
 def written(engine: Engine, prompts: Sequence[TaskPrompt], params: SamplingParams) -> list[Text]:
     """The answers to those of ``prompts`` that the context holds with them, and what is drafted at
     every position of theirs."""
@@ -221,20 +228,24 @@ def written(engine: Engine, prompts: Sequence[TaskPrompt], params: SamplingParam
     ids, texts = [prompt for prompt in ids if len(prompt) <= room], []
     for first in range(0, len(ids), BATCH):
         trees: list[TokenTree] = []
-        draft = engine.drafter.draft
-
-        def noted(request: DraftRequest) -> TokenTree:
-            trees.append(draft(request))  # noqa: B023
-            return TokenTree.root_only(request.roots)
-
+        noted = partial(_noted, engine.drafter.draft, trees)
         with patch.object(engine.drafter, "draft", noted):
             done = engine.generate(ids[first : first + BATCH], params)
-        texts += [_text(trees, row, answer.token_ids) for row, answer in enumerate(done)]
+        texts += [text_of(trees, row, answer.token_ids) for row, answer in enumerate(done)]
     return texts
 
 
-def _text(trees: list[TokenTree], row: int, ids: list[int]) -> Text:
-    """All answers of a batch are equally long, so rows stay where they are."""
+def _noted(
+    draft: Callable[[DraftRequest], TokenTree], trees: list[TokenTree], request: DraftRequest
+) -> TokenTree:
+    """A drafter that drafts nothing, with what it would have drafted in ``trees``."""
+    trees.append(draft(request))
+    return TokenTree.root_only(request.roots)
+
+
+def text_of(trees: list[TokenTree], row: int, ids: list[int]) -> Text:
+    """The answer ``ids`` of one row with what was drafted at each of its tokens but the last. All
+    answers of a batch are equally long, so rows stay where they are."""
     places = []
     for place, tree in enumerate(trees, start=1):
         assert tree.tokens[row, 0] == ids[place - 1]
@@ -290,20 +301,15 @@ def cells(tasks: Sequence[Task], engine: Engine, plan: TreePlan, costs: Costs) -
             texts = written(engine, task.prompts, params)
             for size in (1, BATCH):
                 groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-
-                def taken(policy: Policy, seed: int = 0, rounds: int = 1) -> float:
-                    clock = Clock(seed)
-                    times = [play(policy, group, costs, clock) for group in groups * rounds]  # noqa: B023
-                    return sum(times) / rounds
-
                 yield {
                     "task": task.name,
                     "temperature": temperature,
                     "batch": size,
-                    "plain_ms": taken(Off(plan)),
-                    "fixed_ms": {str(tree): taken(Fixed(tree)) for tree in fixed},
+                    "plain_ms": taken(Off(plan), groups, costs),
+                    "fixed_ms": {str(tree): taken(Fixed(tree), groups, costs) for tree in fixed},
                     "controller_ms": [
-                        taken(Controller(plan, known(costs, size)), seed, ROUNDS)
+                        taken(Controller(plan, known(costs, size)), groups * ROUNDS, costs, seed)
+                        / ROUNDS
                         for seed in range(SEEDS)
                     ],
                 }

@@ -10,7 +10,7 @@ from jakiro.engine.policy import Fixed
 from jakiro.tree.grow import Frontier, grow
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
-from scripts.replay import Clock, Off, Text, _text, drafted, known, play, verdict
+from scripts.replay import Clock, Off, drafted, known, play, text_of, verdict
 
 PLAN = TreePlan("dynamic", depth=5, width=3, budget=8, reach=0.5)
 WHOLE = TreePlan("dynamic", depth=5, width=3, budget=3 + 9 * 4)
@@ -51,7 +51,7 @@ def test_a_part_is_what_would_have_been_drafted(part: TreePlan, seed: int) -> No
     table, roots = table_of(seed), [seed % 9, (seed + 4) % 9]
     whole, _ = grown(WHOLE, table, roots)
     answers = [[root, *[1] * 8] for root in roots]
-    texts = [(_text([whole], row, answer), 0) for row, answer in enumerate(answers)]
+    texts = [(text_of([whole], row, answer), 0) for row, answer in enumerate(answers)]
     (found, levels), (right, made) = drafted(texts, part, [9, 9]), grown(part, table, roots)
     assert levels == made
     assert torch.equal(found.tokens[:, 1:], right.tokens[:, 1:])
@@ -66,13 +66,12 @@ def test_a_text_accepts_what_it_goes_on_with() -> None:
     table[torch.arange(9), (torch.arange(9) + 1) % 9] = 0.0
     answer = [0, 1, 2, 3, 5, 6, 7]
     trees = [grown(WHOLE, table, [token])[0] for token in answer[:-1]]
-    text = Text(_text(trees, 0, answer).places)
+    text = text_of(trees, 0, answer)
     for place, kept in enumerate([3, 2, 1, 0, 2, 1]):
         room = len(answer) - place - 1
         tree, _ = drafted([(text, place)], PLAN, [room])
         assert len(verdict(tree, [(text, place)]).paths[0]) - 1 == kept
-    # Plainly six cycles; drafted 0 to 3 and its bonus 5, then to the end.
+    # Plainly six cycles; drafted to 3 with the bonus 5, of five levels, then of one to the end.
     assert play(Off(PLAN), [text], COSTS, Clock(0)) == 6 * 10.0
-    whole = play(Fixed(PLAN), [text], COSTS, Clock(0))
-    assert whole < 4 * 10.0 + 2 * (5.0 + 8.0)
+    assert play(Fixed(PLAN), [text], COSTS, Clock(0)) == (5.0 + 18.0) + (1.0 + 13.0)
     assert known(COSTS, 2).batches == (1, 2)

@@ -14,7 +14,7 @@ import torch
 
 from jakiro.drafters.base import DraftRequest
 from jakiro.engine.acceptance import Acceptance, Grid, needed
-from jakiro.engine.account import SHARE, Account
+from jakiro.engine.account import SHARE
 from jakiro.engine.budget import DECIDE_EVERY, Controller
 from jakiro.engine.calibrate import _curve, measure
 from jakiro.engine.costs import Costs
@@ -351,7 +351,7 @@ def test_no_guess_can_lose_more_than_the_account_has(
         machine.run(num_cycles, lambda _: alpha)
         lost = machine.ms / plain - machine.num_tokens / num_rows
         drafts = [machine.cost_of(plan) / plain for plan in machine.plans if plan]
-        most = Account(num_rows == 1).balance + SHARE * len(machine.plans)
+        most = (3.0 if num_rows == 1 else 1.5) + SHARE * len(machine.plans)
         assert lost <= most if dear == 1 else lost < most + sum(drafts[:2])
     assert machine.plans.count(None) > 0.95 * len(machine.plans)
 
@@ -383,11 +383,15 @@ def test_a_batch_is_done_when_its_slowest_row_is() -> None:
 
 
 def test_where_others_wait_no_row_is_the_last() -> None:
-    """The same, but whoever is done makes room for another: what counts is the average."""
+    """The same, but whoever is done makes room for another: what counts is the average, also after
+    batches that told how little reaches the slowest row."""
     machine = Machine(CHAIN, costs(node_ms=0.01, level_ms=2.0), 16)
-    machine.controller.is_queued = True
     for _ in range(6):
-        machine.run(100, lambda _: 0.0, [0.0] + [0.5] * 15)
+        machine.answer(100, [0.0] + [0.5] * 15)
+    machine.controller.is_queued = True
+    machine.run(300, lambda _: 0.0, [0.0] + [0.5] * 15)
+    machine.ms = machine.num_tokens = 0
+    machine.run(600, lambda _: 0.0, [0.0] + [0.5] * 15)
     plain = machine.num_tokens / 16 * machine.cost_of(None)
     assert machine.ms < 0.87 * plain, "one level more for a fifth of a cycle brings 0.82"
     assert "no drafting" not in machine.controller.explain()
@@ -402,9 +406,9 @@ def test_the_engine_says_whether_requests_wait() -> None:
         engine.submit([5, 6, 7], SamplingParams(max_new_tokens=count, ignore_eos=True))
     while engine.step():
         said.append((engine.num_rows, engine._batch.policy.is_queued))
-    assert (2, True) in said
-    assert said[-1] == (0, False)
-    assert [row for row, is_queued in said if is_queued and row < 2] in ([], [1])
+    flags = [is_queued for _, is_queued in said]
+    assert {(2, True), (2, False)} <= {*said}
+    assert flags == sorted(flags, reverse=True), "nobody comes later"
 
 
 @pytest.mark.parametrize("num_plain", [1, 4])

@@ -5,8 +5,8 @@ from __future__ import annotations
 SHARE = 0.005
 """Of plain cycles, which drafts may lose."""
 START, START_TOGETHER, MOST = 3.0, 1.5, 32.0
-"""On the account to begin with, of one row and of several, and at most. The texts of a batch come
-together, so there is less to make good for a start."""
+"""On the account to begin with, of one row and of several, and at most. A batch takes hardly more
+cycles than one of its texts alone, so of these a start is a larger share than of one by one."""
 STAKE = 1 / 3
 """Of the balance, which one draft may lose: bad luck makes drafts smaller, and does not end them
 as soon as a few large ones have failed."""

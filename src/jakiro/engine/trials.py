@@ -86,9 +86,9 @@ class Trials:
         self._wait, self._left = WAITS[0], 1
 
     def see(self, part: Choice, num_accepted: int, choice: Choice) -> None:
-        """Of a draft of a ``part`` of one row so many levels were accepted. If all, the whole is
-        drafted next, of which that says nothing: ever rarer, unless it goes deeper than the
-        ``choice`` does."""
+        """Of a draft of a ``part`` of one row so many levels were accepted. If all of its depth,
+        the whole is drafted next, of which that says nothing: ever rarer, unless it goes deeper
+        than the ``choice`` does."""
         if part == self._whole:
             if num_accepted > choice[0] + 1:
                 self._rise_wait = self._rise_left = 1
