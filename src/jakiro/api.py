@@ -23,7 +23,6 @@ from jakiro.errors import ConfigError
 from jakiro.hub.bundled import BUNDLED_TARGET, is_bundled, target_location
 from jakiro.hub.costs import keep_costs, read_costs
 from jakiro.hub.drafters import Source, of_model
-from jakiro.hub.machine import device_name
 from jakiro.hub.models import (
     first_line,
     load_model,
@@ -33,6 +32,7 @@ from jakiro.hub.models import (
 from jakiro.sampling.nodes import AS_SAID, Sharpness
 from jakiro.target.definitions import registry as definitions
 from jakiro.target.definitions.base import Definition
+from jakiro.target.machine import device_name
 from jakiro.target.target import Target
 from jakiro.tree.shapes import TreePlan
 from jakiro.verify import find as find_rule

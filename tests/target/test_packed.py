@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from jakiro.target.packed import PackedLinear, packed_view
+from jakiro.target import packed
+from jakiro.target.packed import LEAST_ON_INTEL, PackedLinear, packed_view
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs the tests, a processor on which everything is packed."""
+    monkeypatch.setattr(packed, "cpu_name", lambda: "AMD EPYC")
 
 
 def tiny() -> LlamaForCausalLM:
@@ -62,3 +70,16 @@ def test_what_cannot_be_packed_stays_itself() -> None:
     mixed = nn.Sequential(Adapter(4, 4), nn.Linear(4, 4))
     view = packed_view(mixed)
     assert type(view[0]) is Adapter and type(view[1]) is PackedLinear
+
+
+def test_intel_has_its_large_weights_packed_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "cpu_name", lambda: "Intel(R) Xeon(R) Processor")
+    model = tiny()
+    assert packed_view(model) is model
+    width = 1024
+    view = packed_view(
+        nn.Sequential(
+            nn.Linear(width, LEAST_ON_INTEL // width), nn.Linear(width, LEAST_ON_INTEL // width - 1)
+        )
+    )
+    assert [type(layer) for layer in view] == [PackedLinear, nn.Linear]

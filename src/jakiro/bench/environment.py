@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import jakiro
-from jakiro.hub.machine import cpu_name
+from jakiro.target.machine import cpu_name
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from pathlib import Path
 
 import torch
 
 
+@cache
 def cpu_name() -> str:
     """The model of the processor; ``unknown`` where the system does not say."""
     try:
