@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,8 +62,11 @@ def test_every_node_is_what_its_own_path_says(method: str, levels: int, family: 
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [2]], ids=["ragged", "alone"])
-def test_a_window_holds_for_the_rows_that_are_longer(rows: list[int]) -> None:
+def test_a_window_holds_for_the_rows_that_are_longer(
+    rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the three prompts only the last is longer than window and sinks together."""
+    monkeypatch.setattr("jakiro.drafters.feature.MAX_PENDING", 1)
     target = world.target("llama")
     drafter = FeatureDrafter(world.head(target, "jakiro", "wide"), target, window=4, sinks=2)
     prompts = [PROMPTS[row] for row in rows]
@@ -154,6 +158,37 @@ def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(
         assert found.tokens.tolist() == expected.tokens.tolist()
         assert found.parents.tolist() == expected.parents.tolist()
         torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("caps", [[3] * 5, [0] * 5], ids=["drafting", "off"])
+def test_neighbours_remember_their_prompts_in_one_call(
+    caps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three runs of rows, long, short, long: two calls, and what every row then drafts is what its
+    own path says. Of a short prompt no pair is fed before something is drafted."""
+    monkeypatch.setattr("jakiro.drafters.feature.MAX_PENDING", 5)
+    target = world.target("llama")
+    drafter = world.make_feature_drafter(target)
+    prompts = [PROMPTS[2], PROMPTS[2][:7], PROMPTS[0], PROMPTS[1], PROMPTS[2][3:]]
+    calls: list[tuple[int, ...]] = []
+    remember = drafter.head.remember
+
+    def spied(embeddings: torch.Tensor, *others: Any) -> None:
+        calls.append(tuple(embeddings.shape[:2]))
+        remember(embeddings, *others)
+
+    monkeypatch.setattr(drafter.head, "remember", spied)
+    plan = TreePlan("dynamic", depth=3, width=3, budget=500)
+    roots, references = begun(drafter, target, prompts)
+    assert drafter._cache.lengths == [0] * 5 and not calls
+    with torch.inference_mode():
+        tree = drafter.draft(request(roots, prompts, plan, caps))
+    assert calls == [(2, 10), (1, 7)]
+    if any(caps):
+        follows(tree, references, 3, 3)
+        assert drafter._cache.lengths == [len(prompt) for prompt in prompts]
+    else:
+        assert drafter._cache.lengths == [10, 6, 0, 0, 7]
 
 
 def test_without_contrast_a_tied_jakiro_head_is_an_eagle2_head() -> None:

@@ -60,8 +60,10 @@ def test_turns_of_a_conversation_feed_only_what_is_new(case: str) -> None:
         assert request.token_ids == wanted.token_ids
         text += wanted.token_ids
         reused = request.stats.num_reused
-        # Of the last answer, what was accepted in its last cycle may be known to nobody.
-        assert known - 6 <= reused <= max(0, known - 1)
+        # Of the last answer, what was accepted in its last cycle may be known to nobody; heads
+        # remember it before they are asked, but for the pair whose token never came.
+        unknown = 2 if type(drafter) is FeatureDrafter else 6
+        assert known - unknown <= reused <= max(0, known - 1)
     assert engine.stats.num_reused > 20
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -37,8 +38,9 @@ from jakiro.tree.verdict import Verdict
 
 T = TypeVar("T")
 
-MAX_PENDING = 32
-"""While nothing is drafted, committed pairs are fed this many at a time."""
+MAX_PENDING = 16
+"""So many pairs of a row are remembered before a draft, several rows' at once: those of a prompt,
+and those committed while nothing is drafted. Fewer wait for the next draft, which feeds them."""
 
 
 class FeatureDrafter(Drafter):
@@ -97,30 +99,21 @@ class FeatureDrafter(Drafter):
         self.resume(KVRow(0), ids, features)
 
     def save(self, row: int, length: int) -> KVRow:
+        self._remember(range(row, row + 1))
         return self._cache.save(row, length)
 
     def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
         assert features is not None, "a feature drafter needs the last features of the prompt"
-        row, start, end = self._cache.admit(known), known.length, len(ids) - 1
-        if end > start:
-            self._cache.aim(slice(row, row + 1), end - start)
-            tokens = torch.tensor([ids[start + 1 :]], device=features.device)
-            where = torch.arange(start, end, device=features.device)[None]
-            self._remember((tokens, features[None, : end - start]), where)
-            self._cache.advance(row, end - start)
-        self._pending.begin(features[end - start :])
+        self._cache.admit(known)
+        self._pending.begin(features, ids[known.length + 1 :])
 
     def compile(self, backend: str) -> None:
         self._compiled = Compiled(self._fused, backend, "cache")
 
     def draft(self, request: DraftRequest) -> TokenTree:
+        self._remember_many()
         self._pending.roots(request.roots.tolist())
         if max(request.depth_caps) < 1:
-            new = self._pending.counts
-            if max(new) >= MAX_PENDING:
-                self._cache.aim(slice(0, len(new)), max(new))
-                self._remember(*self._pending.take(self._cache.lengths, max(new)))
-                self._advance(new)
             return TokenTree.root_only(request.roots)
         depth, kind = min(request.plan.depth, max(request.depth_caps)), self.head.config.branches
         if request.is_sampled and kind == "union":
@@ -205,23 +198,38 @@ class FeatureDrafter(Drafter):
         new, shown = self._pending.counts, self._shown()
         # Compiled, graphs are for few sizes.
         width = max(new) if self._compiled is None else bucket(max(new))
-        pairs, where = self._pending.take(self._cache.lengths, width)
+        rows = range(len(new))
+        pairs, where = self._pending.take(rows, self._cache.lengths, width)
         reach = _visible(_triangle, width, pairs[1].dtype, where.device).expand(len(new), -1, -1)
         mask = attendable(reach, shown, max(shown) + width)
         out = self._feed(pairs, where, mask, 0, contrasts)
-        self._advance(new)
+        self._advance(rows, new)
         return out.at([count - 1 for count in new])
 
-    def _remember(self, pairs: tuple[Tensor, Tensor], where: Tensor) -> None:
-        """Write the keys and values of pairs that nobody asks what they predict. With one layer
-        they depend on no other pair."""
-        tokens, features = pairs
+    def _remember_many(self) -> None:
+        """Rows that have many pairs pending remember them, neighbours in one call."""
+        counts = self._pending.counts
+        for are_many, rows in groupby(range(len(counts)), lambda row: counts[row] >= MAX_PENDING):
+            if are_many:
+                first, *others = rows
+                self._remember(range(first, first + 1 + len(others)))
+
+    def _remember(self, rows: range) -> None:
+        """Write the keys and values of the pairs that ``rows`` have pending, of which nobody asks
+        what they predict. With one layer they depend on no other pair."""
+        place = slice(rows.start, rows.stop)
+        new, starts = self._pending.counts[place], self._cache.lengths[place]
+        if not max(new):
+            return
+        self._cache.aim(place, max(new))
+        (tokens, features), where = self._pending.take(rows, starts, max(new))
         self._timed(
             lambda: self.head.remember(self._target.embed(tokens), features, where, self._cache)
         )
+        self._advance(rows, new)
 
-    def _advance(self, counts: list[int]) -> None:
-        for row, count in enumerate(counts):
+    def _advance(self, rows: range, counts: list[int]) -> None:
+        for row, count in zip(rows, counts, strict=True):
             self._cache.advance(row, count)
 
     def _shown(self) -> list[int]:

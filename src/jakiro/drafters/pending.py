@@ -17,10 +17,11 @@ class Pending:
         self._features: list[list[Tensor]] = []
         self._tokens: list[list[int]] = []
 
-    def begin(self, features: Tensor) -> None:
-        """One more row: the feature [1, F] of its last prompt token, whose next is the root."""
+    def begin(self, features: Tensor, tokens: Sequence[int]) -> None:
+        """One more row: the features [N, F] of the last N tokens of its prompt, and the N - 1
+        ``tokens`` behind the first of them; after the last one comes the root."""
         self._features.append([features])
-        self._tokens.append([])
+        self._tokens.append(list(tokens))
 
     def roots(self, tokens: Sequence[int]) -> None:
         """The last token of every row."""
@@ -41,15 +42,29 @@ class Pending:
         """How many pairs of each row."""
         return list(map(len, self._tokens))
 
-    def take(self, starts: Sequence[int], width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Tokens [B, W] and features [B, W, F] of all pairs, padded behind the last, and their
-        positions [B, W], which follow ``starts``. They are pending no more."""
-        whole = [pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in self._features]
+    def take(
+        self, rows: range, starts: Sequence[int], width: int
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Tokens [R, W] and features [R, W, F] of all pairs of ``rows``, padded behind the last,
+        and their positions [R, W], which follow ``starts``. They are pending no more; a feature
+        whose next token is to come stays."""
+        whole = [self._taken(row) for row in rows]
         features = whole[0][None] if len(whole) == 1 else pad_sequence(whole, batch_first=True)
         if room := width - features.shape[1]:
             features = F.pad(features, (0, 0, 0, room))
-        padded = [tokens + [0] * (width - len(tokens)) for tokens in self._tokens]
+        padded = [self._tokens[row] + [0] * (width - len(self._tokens[row])) for row in rows]
         where = [list(range(start, start + width)) for start in starts]
         tokens, positions = torch.tensor([padded, where], device=features.device).unbind()
-        self._tokens, self._features = [[] for _ in padded], [[] for _ in padded]
+        for row in rows:
+            self._tokens[row] = []
         return (tokens, features), positions
+
+    def _taken(self, row: int) -> Tensor:
+        """The features of the pairs of ``row``, which are gone then."""
+        pieces, count = self._features[row], len(self._tokens[row])
+        features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(features) == count:
+            self._features[row] = []
+            return features
+        self._features[row] = [features[count:]]
+        return features[:count]
