@@ -38,6 +38,8 @@ from jakiro.sampling.params import SamplingParams
 clock = time.process_time
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 HEAD, LM_HEAD, TARGET = "MODULE: draft head", "MODULE: draft LM head", "MODULE: target"
+PROMPT = "prompt of the draft head"
+"""Done before the first draft, and no part of a cycle: the target's prompt is none either."""
 
 
 @dataclass
@@ -74,6 +76,7 @@ def places(engine: Engine) -> list[tuple[Any, str, str]]:
     batch: Any = engine._batch
     return [
         (drafter, "draft", "draft: other"),
+        (drafter, "_remember_many", PROMPT),
         (drafter, "_catch_up", "draft: inputs"),
         (drafter, "_feed", "draft: inputs"),
         (drafter, "_forward", "draft: inputs"),
@@ -209,6 +212,7 @@ def phases(args: argparse.Namespace) -> None:
                     own = Phases()
                     with watched(engine, own):
                         run_one(engine, prompt, params)
+                    own.times.pop(PROMPT)
                     bare = replay(engine, calls, engine.target._runner)
                     loaded = replay(engine, calls, engine.target.model)[TARGET]
                     add_ratios(ratios, own.times, bare, loaded)

@@ -11,6 +11,7 @@ from torch import Tensor
 from jakiro.sampling.noise import gumbel, position_keys
 from jakiro.sampling.rows import Index, Settings, chosen, joined
 from jakiro.sampling.shortlist import Kept, dense, kept
+from jakiro.tree.largest import first_largest
 from jakiro.tree.numbers import counting
 
 _AHEAD = 7
@@ -84,9 +85,9 @@ class Nodes:
         settings = self.settings
         groups: list[tuple[Index, Tensor]] = []
         if settings.greedy is not None:
-            groups.append((settings.greedy, chosen(self.logits, settings.greedy).argmax(-1)))
+            groups.append((settings.greedy, first_largest(chosen(self.logits, settings.greedy))))
         if settings.free is not None:
-            groups.append((settings.free, self._free_noisy(settings.free).argmax(-1)))
+            groups.append((settings.free, first_largest(self._free_noisy(settings.free))))
         if settings.filtered is not None:
             rows, size = settings.filtered, self.logits.shape[1]
             flat = chosen(self.lengths, rows).repeat_interleave(size)
