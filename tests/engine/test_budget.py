@@ -3,16 +3,20 @@ of the test."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from jakiro.drafters.base import DraftRequest
+from jakiro.drafters.prompt_lookup import PromptLookup
+from jakiro.drafters.suffix_automaton import SuffixAutomaton
 from jakiro.engine.acceptance import Acceptance, Grid, needed
 from jakiro.engine.account import SHARE
 from jakiro.engine.budget import DECIDE_EVERY, Controller
@@ -22,6 +26,7 @@ from jakiro.engine.limits import Limits
 from jakiro.engine.policy import Times
 from jakiro.engine.trials import FRESH, PLAIN_FIRST, WAITS, Outlook
 from jakiro.sampling.params import SamplingParams
+from jakiro.target.toy import ToyTarget
 from jakiro.tree.shapes import TreePlan
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
@@ -521,13 +526,48 @@ def test_costs_between_and_beyond_the_measured_places() -> None:
 
 
 def test_times_of_levels_that_no_draft_had() -> None:
-    """Drafts of at most 1, 2, 4 and 8 levels had 1, 2, 3 and 3: the least time of those that had
-    as many counts, and further levels cost what those before did."""
+    """Of drafts of at most 8 levels none had more than 3: the least time of those that had as many
+    counts, and further levels cost what those before did."""
     depths = (1, 2, 4, 8)
-    found = _curve([1, 2, 3, 3], [2.0, 3.0, 5.5, 5.0], depths)
+    found = _curve([(3, 5.5), (1, 2.0), (2, 3.0), (3, 5.0)], depths)
     assert found == pytest.approx([2.0, 3.0, 6.5, 12.5])
     # Where nothing is drafted, every depth costs the same.
-    assert _curve([0, 0, 0, 0], [0.3, 0.2, 0.4, 0.3], depths) == [0.2] * 4
+    assert _curve([(0, 0.3), (0, 0.2), (0, 0.4), (0, 0.3)], depths) == [0.2] * 4
+
+
+def test_a_draft_that_ends_early_says_nothing_of_the_levels_it_had_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every third draft ends at the first level. A level takes a millisecond."""
+    target = world.target("llama")
+    cycles = itertools.count()
+
+    def cycle(bench: Any) -> tuple[float, float]:
+        levels = bench.policy.now.depth if next(cycles) % 3 else 1
+        bench.policy.num_levels = levels
+        return float(levels), 1.0
+
+    monkeypatch.setattr("jakiro.engine.calibrate._Bench.cycle", cycle)
+    plan = TreePlan("dynamic", depth=8, width=3, budget=9)
+    found = measure(target, world.make_drafter("jakiro/wide", target), plan, seconds=0.0)
+    assert found.depths == (1, 2, 3, 4, 6, 8)
+    (table,) = found.draft_ms
+    assert table == tuple((float(depth),) * 2 for depth in found.depths)
+
+
+def test_what_copies_is_measured_on_a_text_that_does_not_repeat_itself() -> None:
+    """Greedily the texts of this target soon do, and the automaton would take all rows."""
+    target = ToyTarget.random(vocab_size=64, order=1, context_length=1024)
+    inner, caps = PromptLookup(), []
+    draft = inner.draft
+
+    def noted(request: DraftRequest) -> TokenTree:
+        caps.append(request.depth_caps[0])
+        return draft(request)
+
+    inner.draft = noted  # type: ignore[method-assign]
+    measure(target, SuffixAutomaton(inner), seconds=0.0)
+    assert sum(cap > 0 for cap in caps) > 0.8 * len(caps)
 
 
 def test_measured_drafts_do_not_end_because_of_their_text() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +21,23 @@ from jakiro.engine.request import Request
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
+from jakiro.tree import sketch
 from jakiro.tree.shapes import TreePlan
-from jakiro.tree.sketch import chain, stack
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 from jakiro.verify import find as find_rule
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 SECONDS = 4.0
 """What all of it may take where cycles are fast; every place is measured at least twice."""
 MIN_ROUNDS, MAX_ROUNDS = 2, 9
 SHORT, LONG = 64, 1024
 """Committed tokens of a row in the table, and where the slope is taken."""
-NUM_NEW = 4096
+TEXT = SamplingParams(max_new_tokens=4096, ignore_eos=True, temperature=1.0)
+"""Sampled: a greedy text soon repeats itself, and what copies would cost less than it mostly does.
+"""
 
 
 class _Chains(Drafter):
@@ -47,7 +54,7 @@ class _Chains(Drafter):
 
     def draft(self, request: DraftRequest) -> TokenTree:
         rows = [[root, *[0] * self.size] for root in request.roots.tolist()]
-        return stack([chain(row) for row in rows], request.roots.device)
+        return sketch.stack([sketch.chain(row) for row in rows], request.roots.device)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         """Nothing to learn."""
@@ -94,9 +101,9 @@ class _Bench:
         """One cycle with all rows; returns the milliseconds of drafting and of the rest."""
         # Rows that met the end of the context are replaced before the clock starts.
         self._requests = [r for r in self._requests if r.finish_reason is None]
-        asked = SamplingParams(max_new_tokens=NUM_NEW, ignore_eos=True)
         for prompt in self._prompts[len(self._requests) :]:
-            self._requests.append(self.engine.submit(prompt, asked))
+            seed = len(self._requests)
+            self._requests.append(self.engine.submit(prompt, replace(TEXT, seed=seed)))
         self.engine.reset_stats()
         self.engine.step()
         stats = self.engine.stats
@@ -185,31 +192,26 @@ def _draft(
     # Whether a text goes on is not what is asked here.
     whole = replace(plan, reach=0.0)
     places = [whole.limited(depth, width, plan.budget) for width in axes[1] for depth in axes[0]]
-    made = [0] * len(places)
 
-    def of(place: int) -> float:
-        bench.policy.now = places[place]
+    def of(part: TreePlan) -> tuple[int, float]:
+        bench.policy.now = part
         taken = bench.cycle()[0]
-        made[place] = max(made[place], bench.policy.num_levels)
-        return taken
+        return bench.policy.num_levels, taken
 
     try:
-        least = _least(of, range(len(places)), seconds)
+        found = _rounds(of, places, seconds)
     finally:
         bench.close()
     size = len(axes[0])
-    curves = [
-        _curve(made[i : i + size], least[i : i + size], axes[0])
-        for i in range(0, len(places), size)
-    ]
-    return tuple(zip(*curves, strict=True))
+    widths = (chain.from_iterable(found[i : i + size]) for i in range(0, len(places), size))
+    return tuple(zip(*(_curve(drafts, axes[0]) for drafts in widths), strict=True))
 
 
-def _curve(made: Sequence[int], taken: Sequence[float], depths: Sequence[int]) -> list[float]:
-    """Milliseconds at ``depths``, from those ``taken`` by drafts that had ``made`` so many
-    levels."""
+def _curve(drafts: Iterable[tuple[int, float]], depths: Sequence[int]) -> list[float]:
+    """Milliseconds at ``depths``, from how many levels ``drafts`` had and how long they took: the
+    same part of a plan ends earlier in one text than in another."""
     least: dict[int, float] = {}
-    for levels, ms in sorted(zip(made, taken, strict=True)):
+    for levels, ms in sorted(drafts):
         least[max(1, levels)] = min(ms, least.get(max(1, levels), math.inf))
     known, times = list(least), list(least.values())
     rise = max(0.0, times[-1] - times[0]) / max(1, known[-1] - known[0])
@@ -235,14 +237,20 @@ def _slope(
 
 def _least(of: Callable[[int], float], places: Sequence[int], seconds: float) -> list[float]:
     """The least time of every place. What disturbs a cycle only ever adds to it, and a table that
-    is kept must not hold what else the machine did when it was taken. Every place is taken once per
-    round; the first round warms up and does not count."""
-    found = [math.inf] * len(places)
+    is kept must not hold what else the machine did when it was taken."""
+    return [min(taken) for taken in _rounds(of, places, seconds)]
+
+
+def _rounds(of: Callable[[P], R], places: Sequence[P], seconds: float) -> list[list[R]]:
+    """What every place gave. Each is taken once per round; the first round warms up and does not
+    count."""
+    found: list[list[R]] = [[] for _ in places]
     began = time.perf_counter()
     for number in range(MAX_ROUNDS + 1):
         if number > MIN_ROUNDS and time.perf_counter() - began > seconds:
             break
         taken = [of(place) for place in places]
         if number:
-            found = list(map(min, found, taken))
+            for all_taken, one in zip(found, taken, strict=True):
+                all_taken.append(one)
     return found
