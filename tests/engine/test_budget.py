@@ -498,6 +498,33 @@ def test_the_rates_that_stay_are_those_of_the_rows_that_stay() -> None:
     assert sum(gains) == pytest.approx(both)
 
 
+def test_no_tree_brings_more_tokens_than_it_has_nodes() -> None:
+    """Not even in a text of which every draft is accepted whole, so that it fails far less than
+    others do."""
+    grid = Grid.of(TreePlan("dynamic", depth=8, width=4, budget=20))
+    acceptance = Acceptance(grid)
+    acceptance.begin()
+    for needs, part in ((range(1, 9), (7, 4)), (range(1, 3), (7, 1))):
+        for _ in range(60):
+            acceptance.count([[*needs]], part, [8], 8)
+        gains = acceptance.gains()
+        most = np.minimum(np.arange(1, 9)[:, None], grid.budgets)
+        assert (gains <= most).all()
+        assert gains[-1, -1] > 6 and gains[-1, 1] > 1.8
+
+
+def test_levels_without_room_say_nothing_of_the_others() -> None:
+    """A tree of two nodes has two levels: that there is no third is no failure of a larger one."""
+    gains = []
+    for depth in (2, 8):
+        acceptance = Acceptance(Grid.of(TreePlan("dynamic", depth=8, width=4, budget=20)))
+        acceptance.begin()
+        for _ in range(60):
+            acceptance.count([[1, 2]], (depth - 1, 1), [depth], 9)
+        gains.append(acceptance.gains())
+    assert np.allclose(*gains)
+
+
 def test_what_accepted_nodes_need() -> None:
     """Nodes 1-3 below the root, 4 and 5 below 2, 6 below 5, 7 no node. By score 2 is the second of
     all, 5 the third, 3 the fourth, as it was made before 4."""

@@ -88,11 +88,11 @@ def test_after_a_part_that_was_accepted_whole_the_whole_is_drafted() -> None:
     trials, made = Trials(WHOLE), []
     for accepted in [1] * 3 + [2] * 40:
         made.append(trials.next(alone, known()))
-        trials.see(made[-1] or WHOLE, accepted, PAYS.choice)
+        trials.see(made[-1] or WHOLE, accepted, 2, PAYS.choice)
         trials.turn()
     assert [i for i, part in enumerate(made) if part == WHOLE] == [4, 7, 12, 21, 38]
-    trials.see(WHOLE, 3, PAYS.choice)
-    trials.see(PAYS.choice, 2, PAYS.choice)
+    trials.see(WHOLE, 3, 8, PAYS.choice)
+    trials.see(PAYS.choice, 2, 2, PAYS.choice)
     assert trials.next(alone, known()) == WHOLE, "it went deeper, so the part says too little"
 
 

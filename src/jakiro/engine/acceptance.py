@@ -95,6 +95,8 @@ class Acceptance:
         self._rows: list[tuple[float, float]] = []
         # Of last levels: nodes expected if they were like others, and those accepted.
         self._last = (0.0, 0.0)
+        # Where there is a level at all: no tree has more levels than nodes.
+        self._is_there = np.array([[b > depth for b in grid.budgets] for depth in range(depths)])
         # As of the last time that somebody asked for gains, which is often enough for counting.
         self._failing = self._made_failing()
 
@@ -117,7 +119,7 @@ class Acceptance:
         for row, (needs, deepest) in enumerate(zip(needed, depths, strict=True)):
             above: float = 0
             # The first level at which nothing was accepted was offered, too.
-            for level, need in enumerate([*needs, math.inf][:deepest]):
+            for level, need in enumerate([*needs, math.inf][: min(deepest, whole)]):
                 if above > whole:
                     break
                 if level == last - 1 > 0:
@@ -138,7 +140,7 @@ class Acceptance:
         # Larger trees that were not offered are forgotten with the rest of their level, so that
         # they are tried again; levels that were not are remembered.
         for b, budget in enumerate(self.grid.budgets):
-            is_offered = above <= budget and b <= largest
+            is_offered = max(above, level + 1) <= budget and b <= largest
             offered[b] = MEMORY * offered[b] + is_offered * factor
             failed[b] = MEMORY * failed[b] + (is_offered and need > budget)
         expected, came = self._rows[row]
@@ -152,6 +154,7 @@ class Acceptance:
         factors = np.array([self._factor(row) for row in range(len(self._rows))] or [1.0])
         self._failing = self._made_failing()
         inner = 1 - np.minimum(1.0, factors[:, None, None] * np.array(self._failing))
+        inner *= self._is_there
         reached = np.cumprod(inner, axis=1)
         # A last level may be made in another way than others; the first one never is.
         expected, accepted = self._last
@@ -167,17 +170,16 @@ class Acceptance:
 
     def _made_failing(self) -> list[list[float]]:
         """[depths, budgets]: chance that no child is accepted of an accepted node that has more
-        than one level below it; 1 where not even its ancestors have room."""
+        than one level below it, and room for them."""
         failing = []
         # Where little was offered, a level fails in proportion to the one above it.
         shape = [FIRST_GUESS * budget**-NODE_GUESS for budget in self.grid.budgets]
-        for depth, (offered, failed) in enumerate(zip(self._offered, self._failed, strict=True)):
+        for offered, failed in zip(self._offered, self._failed, strict=True):
             expected = sum(map(mul, offered, shape))
             scale = _shrunk(expected, sum(failed), 1.0, PRIOR * sum(shape))
-            each = zip(self.grid.budgets, shape, offered, failed, strict=True)
+            each = zip(shape, offered, failed, strict=True)
             shape = [
-                _shrunk(offers, failures, scale * guess, PRIOR) if budget > depth else 1.0
-                for budget, guess, offers, failures in each
+                _shrunk(offers, failures, scale * guess, PRIOR) for guess, offers, failures in each
             ]
             failing.append(shape)
         return failing

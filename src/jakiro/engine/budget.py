@@ -208,7 +208,8 @@ class Controller(Policy):
         if self._choice is None and saved > 0:
             self._trials.repeat()
         if self._num_rows == 1 and self._choice is not None:
-            self._trials.see(place, len(verdict.paths[0]) - 1, self._choice)
+            levels = self._prices.levels.item(place)
+            self._trials.see(place, len(verdict.paths[0]) - 1, levels, self._choice)
         size.drafting.learn(own, draft)
         size.drafted.learn(times.rest_ms, rest)
         depths = [min(last, cap) for cap in self._caps]

@@ -85,14 +85,14 @@ class Trials:
         """What was tried was better than what is done: the same again at once."""
         self._wait, self._left = WAITS[0], 1
 
-    def see(self, part: Choice, num_accepted: int, choice: Choice) -> None:
-        """Of a draft of a ``part`` of one row so many levels were accepted. If all of its depth,
-        the whole is drafted next, of which that says nothing: ever rarer, unless it goes deeper
-        than the ``choice`` does."""
+    def see(self, part: Choice, num_accepted: int, num_levels: int, choice: Choice) -> None:
+        """Of a draft of a ``part`` of one row, which may have so many levels, so many were
+        accepted. If all, the whole is drafted next, of which that says nothing: ever rarer, unless
+        it goes deeper than the ``choice`` does."""
         if part == self._whole:
             if num_accepted > choice[0] + 1:
                 self._rise_wait = self._rise_left = 1
-        elif num_accepted > part[0]:
+        elif num_accepted >= num_levels:
             self._rise_left -= 1
             if self._rise_left <= 0:
                 self._rise_left = self._rise_wait = min(2 * self._rise_wait, WAITS[1])
