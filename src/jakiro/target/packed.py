@@ -16,7 +16,7 @@ MAX_PACKED_BYTES = 2 << 30
 TYPICAL_ROWS = 16
 LEAST_ON_INTEL = 1 << 20
 """Weights with fewer numbers are not packed on processors of Intel, for which the usual product of
-``torch`` is made: 6 to 60 rows take 0.4 to 1 times as long through it. From here on it is 1.1 to 2
+``torch`` is made: 6 to 60 rows mostly take 0.4 to 1 times as long through it, from here on 1.1 to 2
 times as long, and on an AMD EPYC at all sizes."""
 
 
