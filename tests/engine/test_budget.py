@@ -525,6 +525,31 @@ def test_levels_without_room_say_nothing_of_the_others() -> None:
     assert np.allclose(*gains)
 
 
+def test_levels_without_room_make_no_larger_tree_look_worse() -> None:
+    """Trees of five nodes never fail. That their levels are too many for one or two nodes says
+    nothing of trees of twenty, which were not drafted."""
+    acceptance = Acceptance(Grid.of(TreePlan("dynamic", depth=8, width=4, budget=20)))
+    acceptance.begin()
+    for _ in range(60):
+        acceptance.count([[1, 2, 3, 4, 5]], (7, 2), [8], 9)
+    gains = acceptance.gains()
+    assert gains[4, -1] == pytest.approx(gains[4, 2], rel=0.02) and gains[4, 2] > 4.5
+
+
+def test_a_part_has_as_many_levels_as_its_nodes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of eight levels, both accepted: all that there may be."""
+    plan = TreePlan("dynamic", depth=8, width=2, budget=8)
+    controller, seen = Controller(plan, costs(node_ms=0.1, level_ms=0.1)), []
+    controller.begin()
+    controller.limits([5], [99])
+    controller._running = controller._choice = (7, 1)
+    monkeypatch.setattr(controller._trials, "see", lambda *told: seen.append(told))
+    parents = torch.tensor([[-1, 0, 1]])
+    tree = TokenTree(parents, parents, torch.ones_like(parents, dtype=torch.bool))
+    controller.learn(tree, _verdict([[0, 1, 2]]), Times(1.0, 11.0))
+    assert seen == [((7, 1), 2, 2, (7, 1))]
+
+
 def test_what_accepted_nodes_need() -> None:
     """Nodes 1-3 below the root, 4 and 5 below 2, 6 below 5, 7 no node. By score 2 is the second of
     all, 5 the third, 3 the fourth, as it was made before 4."""

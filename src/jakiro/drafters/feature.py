@@ -39,8 +39,8 @@ from jakiro.tree.verdict import Verdict
 T = TypeVar("T")
 
 MAX_PENDING = 16
-"""So many pairs of a row are remembered before a draft, several rows' at once: those of a prompt,
-and those committed while nothing is drafted. Fewer wait for the next draft, which feeds them."""
+"""A row with so many pairs pending, of its prompt or committed while nothing is drafted, remembers
+them before the next draft. Fewer are fed by that draft, or wait where there is none."""
 
 
 class FeatureDrafter(Drafter):

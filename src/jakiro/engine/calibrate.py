@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -21,8 +20,8 @@ from jakiro.engine.request import Request
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.output import TargetOutput
 from jakiro.target.target import Target
-from jakiro.tree import sketch
 from jakiro.tree.shapes import TreePlan
+from jakiro.tree.sketch import chain, stack
 from jakiro.tree.token_tree import TokenTree
 from jakiro.tree.verdict import Verdict
 from jakiro.verify import find as find_rule
@@ -54,7 +53,7 @@ class _Chains(Drafter):
 
     def draft(self, request: DraftRequest) -> TokenTree:
         rows = [[root, *[0] * self.size] for root in request.roots.tolist()]
-        return sketch.stack([sketch.chain(row) for row in rows], request.roots.device)
+        return stack([chain(row) for row in rows], request.roots.device)
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         """Nothing to learn."""
@@ -203,8 +202,11 @@ def _draft(
     finally:
         bench.close()
     size = len(axes[0])
-    widths = (chain.from_iterable(found[i : i + size]) for i in range(0, len(places), size))
-    return tuple(zip(*(_curve(drafts, axes[0]) for drafts in widths), strict=True))
+    curves = [
+        _curve([draft for part in found[i : i + size] for draft in part], axes[0])
+        for i in range(0, len(places), size)
+    ]
+    return tuple(zip(*curves, strict=True))
 
 
 def _curve(drafts: Iterable[tuple[int, float]], depths: Sequence[int]) -> list[float]:
@@ -241,16 +243,15 @@ def _least(of: Callable[[int], float], places: Sequence[int], seconds: float) ->
     return [min(taken) for taken in _rounds(of, places, seconds)]
 
 
-def _rounds(of: Callable[[P], R], places: Sequence[P], seconds: float) -> list[list[R]]:
+def _rounds(of: Callable[[P], R], places: Sequence[P], seconds: float) -> list[tuple[R, ...]]:
     """What every place gave. Each is taken once per round; the first round warms up and does not
     count."""
-    found: list[list[R]] = [[] for _ in places]
+    rounds = []
     began = time.perf_counter()
     for number in range(MAX_ROUNDS + 1):
         if number > MIN_ROUNDS and time.perf_counter() - began > seconds:
             break
         taken = [of(place) for place in places]
         if number:
-            for all_taken, one in zip(found, taken, strict=True):
-                all_taken.append(one)
-    return found
+            rounds.append(taken)
+    return list(zip(*rounds, strict=True))

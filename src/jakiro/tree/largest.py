@@ -40,7 +40,7 @@ def first_largest(values: Tensor) -> Tensor:
     with the maximum, and then its place in there, take a fifth of the time.
     """
     size = values.shape[-1]
-    if values.numel() < MANY or values.device.type != "cpu":
+    if size < BLOCK or values.numel() < MANY or values.device.type != "cpu":
         return values.argmax(-1)
     whole = size - size % BLOCK
     blocks, rest = values[..., :whole].unflatten(-1, (-1, BLOCK)), values[..., whole:]
