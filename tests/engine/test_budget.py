@@ -176,7 +176,7 @@ def test_it_drafts_as_deep_as_pays(alpha: float, num_rows: int, pace: float) -> 
     machine = Machine(CHAIN, table, num_rows, pace)
     machine.run(1000 if num_rows == 1 else 400, lambda _: alpha)
     depth, rate = best_depth(alpha, table, num_rows)
-    assert machine.num_tokens / machine.ms * pace > 0.93 * rate
+    assert machine.num_tokens / machine.ms * pace > 0.91 * rate
     late = machine.plans[250:]
     if depth == 0:
         assert late.count(None) > 0.9 * len(late)
@@ -206,15 +206,17 @@ def test_levels_that_are_seldom_made_are_seldom_paid_for() -> None:
 
 
 def test_catching_up_is_not_what_a_draft_costs() -> None:
-    """The first draft after plain cycles feeds what came meanwhile: nobody is told otherwise."""
-    said = []
-    for catch_up in (0.0, 25.0):
-        machine = Machine(CHAIN, costs(node_ms=0.4, level_ms=1.5))
+    """The first draft after plain cycles feeds what came meanwhile: further ones are expected to
+    take no longer. The account pays it."""
+    said, left = [], []
+    for catch_up in (0.0, 2.0):
+        machine = Machine(CHAIN, table := costs(node_ms=0.4, level_ms=1.5))
         machine.catch_up = catch_up
         machine.run(PLAIN_FIRST + 1, lambda _: 0.6)
-        said.append((machine.controller.explain(), machine.ms))
-    assert said[0][0] == said[1][0]
-    assert said[0][1] == said[1][1] - 25.0
+        said.append(machine.controller.explain())
+        left.append(machine.controller._size.account.balance)
+    assert said[0] == said[1]
+    assert left[0] - left[1] == pytest.approx(2.0 / table.verify_ms[0][0])
 
 
 def test_the_smallest_draft_that_pays_is_the_one_to_be_afforded() -> None:
@@ -601,10 +603,34 @@ def test_a_draft_that_ends_early_says_nothing_of_the_levels_it_had_not(
 
     monkeypatch.setattr("jakiro.engine.calibrate._Bench.cycle", cycle)
     plan = TreePlan("dynamic", depth=8, width=3, budget=9)
-    found = measure(target, world.make_drafter("jakiro/wide", target), plan, seconds=0.0)
+    found = measure(target, world.make_drafter("eagle2/wide", target), plan, seconds=0.0)
     assert found.depths == (1, 2, 3, 4, 6, 8)
     (table,) = found.draft_ms
     assert table == tuple((float(depth),) * 2 for depth in found.depths)
+
+
+@pytest.mark.parametrize("case", ["jakiro/wide", "eagle2/wide"])
+def test_what_ended_early_is_measured_with_the_forwards_it_had(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts of more than three levels end at the third, and a forward takes a millisecond. A last
+    level that takes none is one that is not there any more."""
+    target = world.target("llama")
+    drafter = world.make_drafter(case, target)
+    num_free = drafter.free_levels
+    assert num_free == (case == "jakiro/wide")
+
+    def cycle(bench: Any) -> tuple[float, float]:
+        most = bench.policy.now.depth
+        bench.policy.num_levels = min(3, most)
+        return float(3 if most > 3 else max(1, most - num_free)), 1.0
+
+    monkeypatch.setattr("jakiro.engine.calibrate._Bench.cycle", cycle)
+    plan = TreePlan("dynamic", depth=8, width=3, budget=9)
+    found = measure(target, drafter, plan, seconds=0.0)
+    forwards = [max(1.0, depth - num_free) for depth in (1, 2, 3, 4)]
+    assert (found.depths[:4], found.free_levels) == ((1, 2, 3, 4), num_free)
+    assert [ms for ms, _ in found.draft_ms[0][:4]] == forwards
 
 
 def test_what_copies_is_measured_on_a_text_that_does_not_repeat_itself() -> None:

@@ -34,7 +34,7 @@ def test_prices_are_those_of_the_table_at_the_pace() -> None:
     draft = np.outer([1, 2, 3, 4], [2.0, 2 + 1 / 3, 3.0, 3.0])
     nodes = np.array([[1, 2, 4, 4], *[[1, 2, 4, 8]] * 3])
     assert prices.plain_ms(size) == pytest.approx(1.5 * 11)
-    assert prices.made_ms(3, 2) == pytest.approx(9.0)
+    assert prices.made_ms(3, 4, 2) == pytest.approx(9.0)
     assert np.array(prices.draft_ms(size)) == pytest.approx(1.5 * draft)
     assert prices.cycle_ms(size) == pytest.approx(1.5 * draft + 2 * (11 + 2 * nodes))
     assert prices.rest_ms(10**6) == prices.rest_ms(10**5)
@@ -66,6 +66,33 @@ def test_the_step_from_one_row_to_several_is_shared() -> None:
     uneven = Prices(PLAN, replace(COSTS, verify_ms=((10.0, 18.0), (9.0, 58.0))))
     uneven.enter(5)
     assert uneven.shared == 1.0, "a table that was disturbed says no more than that rows are free"
+
+
+@pytest.mark.parametrize(
+    ("num_free", "whole", "early"),
+    [
+        (0, [3.0, 1.0, 5.0, 7.0], 4.0),
+        (1, [3.0, 5.0, 7.0, 1.0], 8.0),
+        (2, [3.0, 7.0, 1.0, 5.0], 10.0),
+    ],
+)
+def test_a_draft_that_ends_early_had_none_of_its_free_levels(
+    num_free: int, whole: list[float], early: float
+) -> None:
+    """Drafts of one to four levels take 3, 4, 9 and 16 ms. What is free stands at their ends: of a
+    draft of two levels that might have had four, both took a forward."""
+    each = tuple((ms, ms) for ms in (3.0, 4.0, 9.0, 16.0))
+    table = replace(COSTS, depths=(1, 2, 3, 4), draft_ms=(each,) * 2, free_levels=num_free)
+    prices, size = Prices(PLAN, table), Size(Pace())
+    assert [prices.made_ms(made, 4, 3) for made in (1, 2, 3, 4)] == pytest.approx(
+        np.cumsum(whole).tolist()
+    )
+    assert [prices.made_ms(most, most, 3) for most in (1, 2, 3, 4)] == [3.0, 4.0, 9.0, 16.0]
+    assert prices.draft_ms(size)[:, 3] == pytest.approx([3.0, 4.0, 9.0, 16.0])
+    for _ in range(300):
+        prices.count((3, 3), most=4, made=2, num_nodes=9)
+    assert prices.made_ms(2, 4, 3) == early
+    assert prices.draft_ms(size).item(3, 3) == pytest.approx(early, abs=0.2)
 
 
 def test_what_drafts_do_not_have_is_not_paid_for() -> None:

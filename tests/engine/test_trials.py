@@ -9,7 +9,7 @@ import pytest
 
 from jakiro.engine.acceptance import Choice
 from jakiro.engine.pace import Pace, Size
-from jakiro.engine.trials import FRESH, PLAIN_EVERY, PLAIN_FIRST, WAITS, Outlook, Trials
+from jakiro.engine.trials import FRESH, PLAIN_FIRST, WAITS, Outlook, Trials
 
 WHOLE = (7, 0)
 """Of eight parts, which would lose 1/8, 2/8 .. plain cycles if nothing is accepted."""
@@ -55,13 +55,16 @@ def test_other_parts_are_tried_at_growing_intervals() -> None:
     assert trials.next(PAYS, known()) == (2, 0)
 
 
-def test_plain_cycles_come_first_and_again() -> None:
-    trials = Trials(WHOLE)
+@pytest.mark.parametrize(("num_plain", "drafts"), [(2, 8), (3, 16), (5, 64), (6, 96), (2000, 96)])
+def test_plain_cycles_come_first_and_again(num_plain: int, drafts: int) -> None:
+    """The sooner the fewer there were: a pace that two of them gave may be a moment's."""
+    trials, size = Trials(WHOLE), known()
     assert trials.next(PAYS, Size(Pace(count=PLAIN_FIRST - 1))) is None
-    trials.num_drafts = PLAIN_EVERY - 1
-    assert trials.next(PAYS, known()) == PAYS.choice
-    trials.num_drafts = PLAIN_EVERY
-    assert trials.next(PAYS, known()) is None
+    size.plain.count = num_plain
+    trials.num_drafts = drafts - 1
+    assert trials.next(PAYS, size) == PAYS.choice
+    trials.num_drafts = drafts
+    assert trials.next(PAYS, size) is None
 
 
 def test_a_text_alone_begins_with_the_whole() -> None:

@@ -48,7 +48,7 @@ def test_options_go_before_what_the_checkpoint_recommends(plain: Engine, name: s
         made = source.load(plain.target, None, options)
         heads.append(vars(made.inner or made))
     assert [head["_window"] for head in heads] == [128, 7]
-    assert [head["_contrasts"] for head in heads] == [1, 0]
+    assert [head["free_levels"] for head in heads] == [1, 0]
     assert heads[1]["_sinks"] == heads[0]["_sinks"]
 
 

@@ -88,6 +88,9 @@ class Drafter(ABC):
     ``request.noise.scores``: then rules that need a draft drawn from a law can be used."""
     inner: Drafter | None = None
     """The drafter it stands over, if it is an arbiter: that one has the same rows."""
+    free_levels: int = 0
+    """How many of the last levels of a draft, the first one not among them, take no forward of
+    their own."""
     num_parameters: int = 0
     """Of its own networks."""
     module_ms: float = 0.0

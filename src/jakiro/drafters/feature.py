@@ -75,8 +75,8 @@ class FeatureDrafter(Drafter):
         self.needs = head.config.needs
         self.num_parameters = sum(weight.numel() for weight in head.parameters())
         has = head.config.contrast_levels
-        self._contrasts = has if contrast_levels is None else contrast_levels
-        if not 0 <= self._contrasts <= has:
+        self.free_levels = has if contrast_levels is None else contrast_levels
+        if not 0 <= self.free_levels <= has:
             raise ConfigError(
                 f"contrast_levels must lie between 0 and {has} with this head, got "
                 f"{contrast_levels}"
@@ -119,7 +119,7 @@ class FeatureDrafter(Drafter):
         if request.is_sampled and kind == "union":
             # Candidates proposed in turn are no draw from one law; the experts' mixture is one.
             kind = "decoupled"
-        contrasts = max(0, min(self._contrasts, depth - 1))
+        contrasts = max(0, min(self.free_levels, depth - 1))
         # Nodes deeper than this are never fed: contrasts of this level score their children.
         last_fed = self._last_fed = depth - 1 - contrasts
         out = self._catch_up(contrasts if last_fed <= 0 else 0)

@@ -62,7 +62,7 @@ class SuffixAutomaton(Drafter):
         self._takes: list[bool] = []
         if inner is not None:
             self.name = f"{self.name}+{inner.name}"
-            self.needs = inner.needs
+            self.needs, self.free_levels = inner.needs, inner.free_levels
             self.num_parameters = inner.num_parameters
             # What is likely to be accepted whole may be deep, at no more nodes than the other's.
             budget = inner.plan.budget

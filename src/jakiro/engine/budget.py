@@ -128,7 +128,7 @@ class Controller(Policy):
         self._outlook = outlook = self._decide()
         prices, size = self._prices, self._size
         plain, place = prices.plain_ms(size), outlook.choice or outlook.best
-        draft = prices.draft_ms(size)[place[0]][place[1]]
+        draft = prices.draft_ms(size).item(place)
         cost = prices.cycle_ms(size).item(place)
         part, gains = prices.plans[place], self._acceptance.gains()
         gain = gains.item(place) / self._num_rows
@@ -195,15 +195,16 @@ class Controller(Policy):
     def _learn_draft(self, place: Choice, tree: TokenTree, verdict: Verdict, times: Times) -> None:
         size, last = self._size, min(place[0] + 1, max(self._caps))
         made = max(1, min(tree.num_levels, last))
-        draft = self._prices.made_ms(made, place[1])
+        draft = self._prices.made_ms(made, last, place[1])
         rest = self._prices.rest_ms(tree.num_nodes)
         expected = size.of(size.drafting) * draft
         most = BELIEVED * (expected + size.of(size.drafted) * rest)
-        # After cycles without a draft it had to catch up first, which is not for this draft only.
+        # After cycles without a draft it had to catch up first: that is paid, and is no price.
         bound = 2.0 if self._trials.num_drafts else 1.0
         own = min(times.draft_ms, bound * expected)
         worth = self._worth(verdict.paths)
-        saved = worth - min(own + times.rest_ms, most) / self._prices.plain_ms(size)
+        taken = min(times.draft_ms + times.rest_ms, most)
+        saved = worth - taken / self._prices.plain_ms(size)
         size.account.book(saved)
         if self._choice is None and saved > 0:
             self._trials.repeat()

@@ -147,6 +147,7 @@ def measure(
         depths=tuple(depths),
         widths=tuple(widths),
         draft_ms=tuple(draft),
+        free_levels=drafter.free_levels,
     )
 
 
@@ -194,8 +195,9 @@ def _draft(
 
     def of(part: TreePlan) -> tuple[int, float]:
         bench.policy.now = part
-        taken = bench.cycle()[0]
-        return bench.policy.num_levels, taken
+        taken, made = bench.cycle()[0], bench.policy.num_levels
+        # What ended early had its last level by a forward, as one with its free levels would have.
+        return min(made + drafter.free_levels, part.depth) if made < part.depth else made, taken
 
     try:
         found = _rounds(of, places, seconds)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-COSTS_VERSION = 6
+COSTS_VERSION = 7
 """Rises when a cycle has other costs than before, so that kept ones are taken again."""
 Array = npt.NDArray[np.float64]
 
@@ -36,6 +36,8 @@ class Costs:
     widths: tuple[int, ...]
     draft_ms: tuple[tuple[tuple[float, ...], ...], ...]
     """[batches, depths, widths], of drafts that have all these levels."""
+    free_levels: int = 0
+    """How many of their last levels, the first one not among them, took no forward."""
 
     def __post_init__(self) -> None:
         batches, shape = len(self.batches), (len(self.depths), len(self.widths))
@@ -46,6 +48,7 @@ class Costs:
             and np.isfinite([*np.ravel(self.verify_ms), *self.slope_ms]).all()
             and np.isfinite(np.ravel(self.draft_ms)).all()
             and np.min(self.verify_ms) > 0
+            and self.free_levels >= 0
         ):
             raise ValueError("these costs are no table: sizes, order or numbers do not fit")
 

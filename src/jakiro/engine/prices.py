@@ -27,10 +27,10 @@ class _Sheet:
     """[nodes], from 0 on, at the measured context."""
     slope: list[float]
     """[nodes]: per further committed token."""
-    draft: list[list[float]]
-    """[depths, budgets] of the grid: of a draft that has so many levels."""
-    levels: list[list[float]]
-    """And of each of them."""
+    levels: Array
+    """[depths, levels, budgets]: of a part of that depth, what each of its levels costs."""
+    made: list[list[list[float]]]
+    """And what those up to a level do."""
     shared: float
     """The part of a plain cycle that is the same however many rows there are."""
 
@@ -81,26 +81,21 @@ class Prices:
         """[depths, budgets]: of a cycle with such a draft."""
         pace, sizes = size.of(size.drafted), set(chain.from_iterable(self._nodes))
         rest = {nodes: pace * self.rest_ms(round(1 + self._fill * nodes)) for nodes in sizes}
-        pairs = zip(self.draft_ms(size), self._nodes, strict=True)
-        return np.array([[ms + rest[n] for ms, n in zip(*pair, strict=True)] for pair in pairs])
+        return self.draft_ms(size) + np.array([[rest[n] for n in row] for row in self._nodes])
 
-    def draft_ms(self, size: Size) -> list[list[float]]:
+    def draft_ms(self, size: Size) -> Array:
         """[depths, budgets]: of the draft alone."""
-        pace, made = size.of(size.drafting), [0.0] * len(self.grid.budgets)
-        drafts = []
-        for shares, levels in zip(self._survival.shares(), self._sheet.levels, strict=True):
-            made = [ms + s * level for ms, s, level in zip(made, shares, levels, strict=True)]
-            drafts.append([pace * ms for ms in made])
-        return drafts
+        drafts: Array = (self._sheet.levels * np.array(self._survival.shares())).sum(1)
+        return size.of(size.drafting) * drafts
 
     def plain_ms(self, size: Size) -> float:
         """Of a cycle without a draft."""
         return size.plain.value * self.rest_ms(1)
 
-    def made_ms(self, num_levels: int, budget: int) -> float:
-        """Of a draft of so many levels, by its place in the grid's budgets: as measured
-        beforehand, without correction."""
-        return self._sheet.draft[num_levels - 1][budget]
+    def made_ms(self, made: int, most: int, budget: int) -> float:
+        """Of a draft that had ``made`` of at most ``most`` levels, by its place in the grid's
+        budgets: as measured beforehand, without correction."""
+        return self._sheet.made[most - 1][made - 1][budget]
 
     def rest_ms(self, nodes: int) -> float:
         """Of all of a cycle but drafting, without correction."""
@@ -118,6 +113,20 @@ class Prices:
         half, together = num_rows // 2, verify.item(1)
         few = self._costs.verify(half, self._counted)[0].item(1) if half else together
         row = max(0.0, together - few) / (num_rows - half)
-        levels = np.diff(draft, axis=0, prepend=0.0)
-        lists = verify.tolist(), slope.tolist(), draft.tolist(), levels.tolist()
-        return _Sheet(*lists, 1 - num_rows * row / together)
+        levels = _by_level(draft, self._costs.free_levels)
+        made = levels.cumsum(1).tolist()
+        return _Sheet(verify.tolist(), slope.tolist(), levels, made, 1 - num_rows * row / together)
+
+
+def _by_level(draft: Array, num_free: int) -> Array:
+    """[depths, levels, budgets] from ``draft`` [depths, budgets], which is of drafts that have all
+    their levels. A deep one has its free levels at its end, where it does not come when it ends
+    early; the costs of drafts say what they cost behind the first level, where the least deep ones
+    have theirs."""
+    steps, found = np.diff(draft, axis=0, prepend=0.0), np.zeros((len(draft), *draft.shape))
+    for depth in range(1, len(draft) + 1):
+        free = min(num_free, depth - 1)
+        found[depth - 1, :depth] = np.concatenate(
+            [steps[:1], steps[1 + free : depth], steps[1 : 1 + free]]
+        )
+    return found

@@ -17,8 +17,9 @@ how good its own parts would have been, and nothing of what it is a part of."""
 WAITS = (8, 96)
 """Cycles until what is not being done is tried, at first and at most; they double."""
 PLAIN_FIRST, PLAIN_EVERY = 2, 96
-"""Plain cycles before the first draft of a size of batch, and cycles until the next one: all else
-is compared with them."""
+"""Plain cycles before the first draft of a size of batch, and at most so many drafts until the next
+one: all else is compared with them. The fewer there were, the sooner: at first after four times as
+many drafts, twice as many with each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Trials:
         """A plain cycle where one is due; else the choice, or something else now and then. Where
         the account allows no draft of that size, the best one that it allows."""
         self._left -= 1
-        if size.plain.count < PLAIN_FIRST or self.num_drafts >= PLAIN_EVERY:
+        if self.num_drafts >= _until_plain(size.plain.count):
             return None
         wanted, most = outlook.choice, size.account.stake(outlook.least)
         is_fresh = self._fresh and outlook.num_rows == 1
@@ -130,6 +131,11 @@ class Trials:
         more = min(depth + 1, self._whole[0]), min(budget + 1, self._whole[1])
         tried = (more,) if self._num_probes % 3 else (self._whole, more)
         return next((part for part in tried if outlook.most(part) > outlook.rates[choice]), None)
+
+
+def _until_plain(num_plain: int) -> int:
+    """Drafts between two plain cycles, of which there were so many."""
+    return min(PLAIN_EVERY, 2 ** (num_plain + 1)) if num_plain >= PLAIN_FIRST else 0
 
 
 def largest(rates: Array) -> Choice:
