@@ -85,8 +85,9 @@ class Prices:
 
     def draft_ms(self, size: Size) -> Array:
         """[depths, budgets]: of the draft alone."""
-        drafts: Array = (self._sheet.levels * np.array(self._survival.shares())).sum(1)
-        return size.of(size.drafting) * drafts
+        made = self._sheet.levels * np.array(self._survival.shares())
+        drafts: Array = size.of(size.drafting) * made.sum(1)
+        return drafts
 
     def plain_ms(self, size: Size) -> float:
         """Of a cycle without a draft."""
