@@ -81,7 +81,8 @@ class Prices:
         """[depths, budgets]: of a cycle with such a draft."""
         pace, sizes = size.of(size.drafted), set(chain.from_iterable(self._nodes))
         rest = {nodes: pace * self.rest_ms(round(1 + self._fill * nodes)) for nodes in sizes}
-        return self.draft_ms(size) + np.array([[rest[n] for n in row] for row in self._nodes])
+        others: Array = np.array([[rest[n] for n in row] for row in self._nodes])
+        return self.draft_ms(size) + others
 
     def draft_ms(self, size: Size) -> Array:
         """[depths, budgets]: of the draft alone."""
