@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jakiro.engine.costs import Costs
-from jakiro.engine.pace import Pace, Size
+from jakiro.engine.pace import Pace, Progress, Size
 from jakiro.engine.prices import Prices
 from jakiro.tree.shapes import TreePlan
 
@@ -105,6 +105,16 @@ def test_what_drafts_do_not_have_is_not_paid_for() -> None:
     rest = prices.cycle_ms(size) - prices.draft_ms(size)
     assert rest[3] == pytest.approx([11.0, 11.0, 12.0, 14.0])
     assert before[3, 3] == pytest.approx(12 + 18)
+
+
+def test_no_more_than_all_tokens_count() -> None:
+    """Near the end of a batch fast rows have room for little, and the slowest one catches up."""
+    progress = Progress()
+    for _ in range(100):
+        progress.learn(average=0.5, whole=1.0)
+    assert progress.share == 1.0
+    progress.learn(average=40.0, whole=10.0)
+    assert 0.5 < progress.share < 0.7
 
 
 def test_a_draft_that_is_cut_is_measured_by_what_it_might_have_had() -> None:

@@ -40,7 +40,8 @@ class Progress:
 
     @property
     def share(self) -> float:
-        return self.whole / self.average
+        """The slowest row may catch up for a while, which is no more than all of it counting."""
+        return min(1.0, self.whole / self.average)
 
     def learn(self, average: float, whole: float) -> None:
         """What one draft brought, in tokens."""
