@@ -122,9 +122,9 @@ class Prices:
 
 def _by_level(draft: Array, num_free: int) -> Array:
     """[depths, levels, budgets] from ``draft`` [depths, budgets], which is of drafts that have all
-    their levels. A deep one has its free levels at its end, where it does not come when it ends
-    early; the costs of drafts say what they cost behind the first level, where the least deep ones
-    have theirs."""
+    their levels. A part has its free levels at its end, which a draft that ends early does not
+    reach. What they cost is the step from one level to the next ones: the shallowest parts have
+    nothing else behind their first level."""
     steps, found = np.diff(draft, axis=0, prepend=0.0), np.zeros((len(draft), *draft.shape))
     for depth in range(1, len(draft) + 1):
         free = min(num_free, depth - 1)

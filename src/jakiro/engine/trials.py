@@ -135,7 +135,9 @@ class Trials:
 
 def _until_plain(num_plain: int) -> int:
     """Drafts between two plain cycles, of which there were so many."""
-    return min(PLAIN_EVERY, 2 ** (num_plain + 1)) if num_plain >= PLAIN_FIRST else 0
+    # A power of all that a server has ever made would be a number of a million digits.
+    most = min(PLAIN_EVERY, 2 ** min(num_plain + 1, 7))
+    return most if num_plain >= PLAIN_FIRST else 0
 
 
 def largest(rates: Array) -> Choice:
