@@ -24,6 +24,7 @@ from jakiro.engine.calibrate import _curve, measure
 from jakiro.engine.costs import Costs
 from jakiro.engine.limits import Limits
 from jakiro.engine.policy import Times
+from jakiro.engine.prices import Prices
 from jakiro.engine.trials import FRESH, PLAIN_FIRST, WAITS, Outlook
 from jakiro.sampling.params import SamplingParams
 from jakiro.target.toy import ToyTarget
@@ -203,6 +204,25 @@ def test_levels_that_are_seldom_made_are_seldom_paid_for() -> None:
     machine.run(800, lambda depth: 0.9 if depth == 0 else 0.97)
     late = [0 if plan is None else plan.depth for plan in machine.plans[200:]]
     assert np.median(late) >= 3
+
+
+def test_a_draft_is_compared_with_others_that_might_have_had_as_many_levels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each ends at its first level, whatever it might have had."""
+    asked = []
+    made_ms = Prices.made_ms
+
+    def noted(prices: Prices, made: int, most: int, budget: int) -> float:
+        asked.append((made, most))
+        return made_ms(prices, made, most, budget)
+
+    monkeypatch.setattr(Prices, "made_ms", noted)
+    machine = Machine(CHAIN, costs(node_ms=0.2, level_ms=0.1))
+    machine.goes_on = 0.0
+    machine.run(20, _always(1.0))
+    assert asked == [(1, plan.depth) for plan in machine.plans if plan is not None]
+    assert max(most for _, most in asked) == CHAIN.depth
 
 
 def test_catching_up_is_not_what_a_draft_costs() -> None:
@@ -619,6 +639,7 @@ def test_what_ended_early_is_measured_with_the_forwards_it_had(
     drafter = world.make_drafter(case, target)
     num_free = drafter.free_levels
     assert num_free == (case == "jakiro/wide")
+    assert SuffixAutomaton(drafter).free_levels == num_free
 
     def cycle(bench: Any) -> tuple[float, float]:
         most = bench.policy.now.depth
