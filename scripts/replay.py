@@ -51,7 +51,7 @@ from jakiro.tree.verdict import Verdict
 BATCH, ROUNDS, SEEDS, NEW = 16, 3, 3, 96
 BATCHES = (1, 2, 4, 8, BATCH)
 """Numbers of rows that cycles are timed by."""
-DEPTHS, BUDGETS = (2, 4, 10), (4, 10, 20)
+DEPTHS, BUDGETS = (2, 4, 12), (4, 8, 12)
 NOISE, DRIFT, DRIFT_MEMORY = 0.05, 0.08, 0.97
 STALL, STALLS = 1.8, 0.02
 
@@ -317,7 +317,7 @@ def cells(tasks: Sequence[Task], engine: Engine, plan: TreePlan, costs: Costs) -
 
 def main(sources: Sequence[str], limit: int, out: Path) -> None:
     """Every cell as it comes, all of them to ``out``."""
-    plan = TreePlan("dynamic", DEPTHS[-1], 6, BUDGETS[-1], reach=0.4)
+    plan = TreePlan("dynamic", DEPTHS[-1], 3, BUDGETS[-1], reach=0.5)
     # No level ends it and no node is left out: what any part of the plan would have been is in it.
     whole = TreePlan(
         "dynamic", plan.depth, plan.width, plan.width + plan.width**2 * (plan.depth - 1)

@@ -161,29 +161,29 @@ def test_a_head_that_is_fed_committed_tokens_drafts_as_if_prefilled(
 
 
 @pytest.mark.parametrize("caps", [[3] * 5, [0] * 5], ids=["drafting", "off"])
-def test_neighbours_remember_their_prompts_in_one_call(
+def test_rows_remember_their_prompts_in_one_call(
     caps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three runs of rows, long, short, long: two calls, and what every row then drafts is what its
-    own path says. Of a short prompt no pair is fed before something is drafted."""
+    """One call, without padding, for the long ones of five, and what every row then drafts is what
+    its own path says. Of a short prompt no pair is fed before something is drafted."""
     monkeypatch.setattr("jakiro.drafters.feature.MAX_PENDING", 5)
     target = world.target("llama")
     drafter = world.make_feature_drafter(target)
     prompts = [PROMPTS[2], PROMPTS[2][:7], PROMPTS[0], PROMPTS[1], PROMPTS[2][3:]]
     calls: list[tuple[int, ...]] = []
-    remember = drafter.head.remember
+    entries = drafter.head.entries
 
-    def spied(embeddings: torch.Tensor, *others: Any) -> None:
+    def spied(embeddings: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(tuple(embeddings.shape[:2]))
-        remember(embeddings, *others)
+        return entries(embeddings, *others)
 
-    monkeypatch.setattr(drafter.head, "remember", spied)
+    monkeypatch.setattr(drafter.head, "entries", spied)
     plan = TreePlan("dynamic", depth=3, width=3, budget=500)
     roots, references = begun(drafter, target, prompts)
     assert drafter._cache.lengths == [0] * 5 and not calls
     with torch.inference_mode():
         tree = drafter.draft(request(roots, prompts, plan, caps))
-    assert calls == [(2, 10), (1, 7)]
+    assert calls == [(1, 10 + 6 + 7)]
     if any(caps):
         follows(tree, references, 3, 3)
         assert drafter._cache.lengths == [len(prompt) for prompt in prompts]

@@ -367,6 +367,10 @@ def test_mixtures_follow_their_formula_pair_by_pair(kind: dict[str, Any]) -> Non
         torch.testing.assert_close(one, other)
     if out.experts is not None and fused.experts is not None:
         torch.testing.assert_close(out.experts.features, fused.experts.features)
+    # Without its contrasts, the sum is made in another way.
+    alone = fused_view(head)(*inputs)
+    assert alone.ahead == () and alone.gates is not None and out.gates is not None
+    torch.testing.assert_close((alone.next, alone.gates), (out.next, out.gates))
 
 
 def test_the_stacked_form_takes_the_place_of_all_experts() -> None:

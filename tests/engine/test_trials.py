@@ -55,6 +55,16 @@ def test_other_parts_are_tried_at_growing_intervals() -> None:
     assert trials.next(PAYS, known()) == (2, 0)
 
 
+@pytest.mark.parametrize(("rate", "tried"), [(2.7, WHOLE), (2.6, (2, 0))])
+def test_what_there_is_no_hope_of_is_not_tried(rate: float, tried: Choice) -> None:
+    """The whole is due; half as good again as expected, it would be as good as what is done, or
+    not quite."""
+    rates = PAYS.rates.copy()
+    rates[WHOLE] = rate
+    trials, outlook = Trials(WHOLE), replace(PAYS, rates=rates)
+    assert [trials.next(outlook, known()) for _ in range(WAITS[0])][-1] == tried
+
+
 @pytest.mark.parametrize(("num_plain", "drafts"), [(2, 8), (3, 16), (5, 64), (6, 96), (2000, 96)])
 def test_plain_cycles_come_first_and_again(num_plain: int, drafts: int) -> None:
     """The sooner the fewer there were: a pace that two of them gave may be a moment's."""

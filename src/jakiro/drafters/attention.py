@@ -91,9 +91,19 @@ class Attention(nn.Module):
         turned, values = every.split([heads + kv_heads, kv_heads], 1)
         return *self.rotate(turned, positions).split([heads, kv_heads], 1), values
 
+    def entries(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values alone, as ``read`` gives them."""
+        both = self._keys_and_values(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        keys, values = both.chunk(2, 1)
+        return self.rotate(keys, positions), values
+
     def _projected(self, states: Tensor) -> Tensor:
         """[B, N, (heads + 2 kv_heads) d]: queries, keys and values, one after the other."""
         return torch.cat([self.q_proj(states), self.k_proj(states), self.v_proj(states)], -1)
+
+    def _keys_and_values(self, states: Tensor) -> Tensor:
+        """[B, N, 2 kv_heads d]: keys and values."""
+        return torch.cat([self.k_proj(states), self.v_proj(states)], -1)
 
 
 class RMSNorm(nn.Module):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -99,7 +98,7 @@ class FeatureDrafter(Drafter):
         self.resume(KVRow(0), ids, features)
 
     def save(self, row: int, length: int) -> KVRow:
-        self._remember(range(row, row + 1))
+        self._remember([row])
         return self._cache.save(row, length)
 
     def resume(self, known: KVRow, ids: list[int], features: Tensor | None) -> None:
@@ -198,38 +197,35 @@ class FeatureDrafter(Drafter):
         new, shown = self._pending.counts, self._shown()
         # Compiled, graphs are for few sizes.
         width = max(new) if self._compiled is None else bucket(max(new))
-        rows = range(len(new))
-        pairs, where = self._pending.take(rows, self._cache.lengths, width)
+        pairs, where = self._pending.take(self._cache.lengths, width)
         reach = _visible(_triangle, width, pairs[1].dtype, where.device).expand(len(new), -1, -1)
         mask = attendable(reach, shown, max(shown) + width)
         out = self._feed(pairs, where, mask, 0, contrasts)
-        self._advance(rows, new)
+        for row, count in enumerate(new):
+            self._cache.advance(row, count)
         return out.at([count - 1 for count in new])
 
     def _remember_many(self) -> None:
-        """Rows that have many pairs pending remember them, neighbours in one call."""
+        """Rows that have many pairs pending remember them, all in one call."""
         counts = self._pending.counts
-        for are_many, rows in groupby(range(len(counts)), lambda row: counts[row] >= MAX_PENDING):
-            if are_many:
-                first, *others = rows
-                self._remember(range(first, first + 1 + len(others)))
+        self._remember([row for row, count in enumerate(counts) if count >= MAX_PENDING])
 
-    def _remember(self, rows: range) -> None:
+    def _remember(self, rows: Sequence[int]) -> None:
         """Write the keys and values of the pairs that ``rows`` have pending, of which nobody asks
         what they predict. With one layer they depend on no other pair."""
-        place = slice(rows.start, rows.stop)
-        new, starts = self._pending.counts[place], self._cache.lengths[place]
-        if not max(new):
+        counts, lengths = self._pending.counts, self._cache.lengths
+        new, starts = [counts[row] for row in rows], [lengths[row] for row in rows]
+        if not sum(new):
             return
-        self._cache.aim(place, max(new))
-        (tokens, features), where = self._pending.take(rows, starts, max(new))
-        self._timed(
-            lambda: self.head.remember(self._target.embed(tokens), features, where, self._cache)
+        (tokens, features), where = self._pending.joined(rows, starts)
+        keys, values = self._timed(
+            lambda: self.head.entries(self._target.embed(tokens), features, where)
         )
-        self._advance(rows, new)
-
-    def _advance(self, rows: range, counts: list[int]) -> None:
-        for row, count in zip(rows, counts, strict=True):
+        self._cache.make_room(max(map(sum, zip(starts, new, strict=True))))
+        parts = zip(rows, new, keys.split(new, 2), values.split(new, 2), strict=True)
+        for row, count, own_keys, own_values in parts:
+            self._cache.aim(slice(row, row + 1), count)
+            self._cache.update(own_keys, own_values, 0)
             self._cache.advance(row, count)
 
     def _shown(self) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jakiro.drafters.attention import Attention
-from jakiro.drafters.experts import GELU, Expert, Mixture, SwiGLU
+from jakiro.drafters.experts import GELU, Expert, HeadOutput, Mixture, SwiGLU
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -31,6 +31,9 @@ class FusedAttention(Attention):
             source.o_proj,
         )
         self.joined = _joined([source.q_proj, source.k_proj, source.v_proj])
+        # Its last rows, which are not copied.
+        size, bias = 2 * source.k_proj.out_features, self.joined.bias
+        self.kv_proj = _linear(self.joined.weight[-size:], None if bias is None else bias[-size:])
         self._frequencies = source.frequencies()
 
     def frequencies(self) -> Tensor:
@@ -38,6 +41,9 @@ class FusedAttention(Attention):
 
     def _projected(self, states: Tensor) -> Tensor:
         return self.joined(states)  # type: ignore[no-any-return]
+
+    def _keys_and_values(self, states: Tensor) -> Tensor:
+        return self.kv_proj(states)  # type: ignore[no-any-return]
 
 
 class FusedExpert(nn.Module):
@@ -53,22 +59,38 @@ class FusedExpert(nn.Module):
 
 
 class FusedMixture(Mixture):
-    """The experts' weights stacked, below those of the gate: one wide product in, one out."""
+    """The experts' weights stacked, below those of the gate: one wide product in, one out.
+
+    Most forwards of a draft want the sum of two experts and nothing else. Its weights are then the
+    sigmoids of the difference of the experts' logits, by a row of its own, and of the opposite one.
+    """
 
     def __init__(self, source: Mixture) -> None:
         nn.Module.__init__(self)
-        self.mixing = source.mixing
+        self.mixing = mixing = source.mixing
         experts: Sequence[Expert] = list(source.experts)  # type: ignore[arg-type]
         widening = zip(*(expert.widening() for expert in experts), strict=True)
         wide = [weight for kind in widening for weight in kind]
-        self.inner = _linear(torch.cat([source.gate.weight, *wide]))
+        gates = source.gate.weight
+        self._is_pair = mixing.active == mixing.num_experts == 2 and not mixing.is_decoupled
+        differences = [gates[:2] - gates[:2].flip(0)] if self._is_pair else []
+        self.inner = _linear(torch.cat([gates, *differences, *wide]))
         self.outer = _linear(torch.cat([expert.narrowing() for expert in experts], 1))
-        self._sizes = [source.gate.out_features, sum(map(len, wide))]
+        self._num_gates, self._num_wide = len(gates), sum(map(len, wide))
         self._activate = experts[0].activate
 
+    def forward(self, residual: Tensor, normed: Tensor, contrasts: int) -> HeadOutput:
+        if contrasts or not self._is_pair:
+            return super().forward(residual, normed, contrasts)
+        read = self.inner(normed)
+        wide = self._activate(read[..., -self._num_wide :])
+        shares = read[..., self._num_gates : self._num_gates + 2].sigmoid()
+        wide.view(*wide.shape[:-1], 2, -1).mul_(shares[..., None])
+        return HeadOutput(residual + self.outer(wide), gates=read[..., :2])
+
     def _read(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        gates, wide = self.inner(normed).split(self._sizes, -1)
-        return gates, self._activate(wide)
+        read = self.inner(normed)
+        return read[..., : self._num_gates], self._activate(read[..., -self._num_wide :])
 
     def _weighed(self, read: Tensor, shares: Tensor) -> Tensor:
         wide = read.unflatten(-1, (shares.shape[-1], -1))

@@ -208,15 +208,13 @@ class DraftHead(Head):
         states = self._joined(embeddings, features)
         return self.layers[0](states, positions, mask, cache, contrasts)  # type: ignore[no-any-return]
 
-    def remember(
-        self, embeddings: Tensor, features: Tensor, positions: Tensor, cache: KeyValues
-    ) -> None:
-        """Write the keys and values of N pairs, as ``forward`` would, and predict nothing: with
-        one layer they depend on no other pair."""
+    def entries(
+        self, embeddings: Tensor, features: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, kv_heads, N, d] of N pairs, as ``forward`` would write them, and no
+        predictions: with one layer they depend on no other pair."""
         attention: Attention = self.layers[0].self_attn  # type: ignore[assignment]
-        states = self._joined(embeddings, features)
-        _, keys, values = attention.read(states, positions)
-        cache.update(keys, values, 0)
+        return attention.entries(self._joined(embeddings, features), positions)
 
     def _joined(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """What the layer reads of pairs, [B, N, H]."""

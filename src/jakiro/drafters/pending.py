@@ -42,19 +42,30 @@ class Pending:
         """How many pairs of each row."""
         return list(map(len, self._tokens))
 
-    def take(
-        self, rows: range, starts: Sequence[int], width: int
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Tokens [R, W] and features [R, W, F] of all pairs of ``rows``, padded behind the last,
-        and their positions [R, W], which follow ``starts``. They are pending no more; a feature
+    def take(self, starts: Sequence[int], width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Tokens [B, W] and features [B, W, F] of all pairs, padded behind the last of each row,
+        and their positions [B, W], which follow ``starts``. They are pending no more; a feature
         whose next token is to come stays."""
-        whole = [self._taken(row) for row in rows]
+        whole = [self._taken(row) for row in range(len(self._tokens))]
         features = whole[0][None] if len(whole) == 1 else pad_sequence(whole, batch_first=True)
         if room := width - features.shape[1]:
             features = F.pad(features, (0, 0, 0, room))
-        padded = [self._tokens[row] + [0] * (width - len(self._tokens[row])) for row in rows]
+        padded = [tokens + [0] * (width - len(tokens)) for tokens in self._tokens]
         where = [list(range(start, start + width)) for start in starts]
         tokens, positions = torch.tensor([padded, where], device=features.device).unbind()
+        self._tokens = [[] for _ in self._tokens]
+        return (tokens, features), positions
+
+    def joined(
+        self, rows: Sequence[int], starts: Sequence[int]
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """As ``take``, but of ``rows``, one behind another and without padding: tokens [1, N],
+        features [1, N, F] and positions [1, N]."""
+        features = torch.cat([self._taken(row) for row in rows])[None]
+        chosen = [token for row in rows for token in self._tokens[row]]
+        sizes = zip(starts, (len(self._tokens[row]) for row in rows), strict=True)
+        where = [place for start, size in sizes for place in range(start, start + size)]
+        tokens, positions = torch.tensor([[chosen], [where]], device=features.device).unbind()
         for row in rows:
             self._tokens[row] = []
         return (tokens, features), positions

@@ -16,6 +16,10 @@ FRESH = 4
 how good its own parts would have been, and nothing of what it is a part of."""
 WAITS = (8, 96)
 """Cycles until what is not being done is tried, at first and at most; they double."""
+HOPE = 1.5
+"""How many times as good as expected a part that is tried may turn out. To be surer of one of which
+even that were less than what is done now costs more than it can bring: the whole of a batch takes
+as long as several plain cycles."""
 PLAIN_FIRST, PLAIN_EVERY = 2, 96
 """Plain cycles before the first draft of a size of batch, and at most so many drafts until the next
 one: all else is compared with them. The fewer there were, the sooner: at first after four times as
@@ -126,11 +130,13 @@ class Trials:
 
     def _other(self, outlook: Outlook, choice: Choice) -> Choice | None:
         """What is not done at present: mostly one level and twice the nodes, else the whole; only
-        what would be better if all its levels were accepted."""
+        what there is some hope of."""
         depth, budget = choice
         more = min(depth + 1, self._whole[0]), min(budget + 1, self._whole[1])
         tried = (more,) if self._num_probes % 3 else (self._whole, more)
-        return next((part for part in tried if outlook.most(part) > outlook.rates[choice]), None)
+        return next(
+            (part for part in tried if HOPE * outlook.rates[part] > outlook.rates[choice]), None
+        )
 
 
 def _until_plain(num_plain: int) -> int:
