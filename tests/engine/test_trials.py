@@ -9,7 +9,7 @@ import pytest
 
 from jakiro.engine.acceptance import Choice
 from jakiro.engine.pace import Pace, Size
-from jakiro.engine.trials import FRESH, PLAIN_FIRST, WAITS, Outlook, Trials
+from jakiro.engine.trials import PLAIN_FIRST, WAITS, Outlook, Trials
 
 WHOLE = (7, 0)
 """Of eight parts, which would lose 1/8, 2/8 .. plain cycles if nothing is accepted."""
@@ -77,36 +77,45 @@ def test_plain_cycles_come_first_and_again(num_plain: int, drafts: int) -> None:
     assert trials.next(PAYS, size) is None
 
 
-def test_a_text_alone_begins_with_the_whole() -> None:
-    """The first of a batch, where it is alone and drafts are made; no text beside another."""
-    alone = replace(PAYS, num_rows=1, rates=np.full((8, 1), 2.0))
-    trials = Trials(WHOLE)
-    trials.begin(is_first=False, is_off=False)
-    assert trials.next(alone, known()) == PAYS.choice
-    trials.begin(is_first=True, is_off=False)
-    assert trials.next(PAYS, known()) == PAYS.choice
-    assert trials.next(replace(alone, choice=None), known()) is None
-    assert trials.next(alone, known(balance=1.5)) == PAYS.choice
-    trials.turn()
-    done = [trials.next(alone, known()) for _ in range(FRESH + 1)]
-    assert done == [WHOLE] * FRESH + [PAYS.choice]
-    trials.begin(is_first=True, is_off=False)
-    dear = replace(alone, rates=np.full((8, 1), 2.6))
-    assert trials.next(dear, known()) == PAYS.choice, "all five tokens of the whole were too slow"
-
-
-def test_after_a_part_that_was_accepted_whole_the_whole_is_drafted() -> None:
-    """Ever rarer while it goes no deeper than the part, which has two levels."""
-    alone = replace(PAYS, num_rows=1, rates=np.full((8, 1), 2.0))
-    trials, made = Trials(WHOLE), []
-    for accepted in [1] * 3 + [2] * 40:
-        made.append(trials.next(alone, known()))
-        trials.see(made[-1] or WHOLE, accepted, 2, PAYS.choice)
+def made(trials: Trials, drafts: int, *, is_accepted: bool, is_better: bool) -> list[int]:
+    """Which of so many drafts of a text alone are of the whole."""
+    alone, found = replace(PAYS, num_rows=1, rates=np.full((8, 1), 2.0)), []
+    for i in range(drafts):
+        part = trials.next(alone, known())
+        assert part in (PAYS.choice, WHOLE)
+        trials.see(part, is_accepted, is_better)
         trials.turn()
-    assert [i for i, part in enumerate(made) if part == WHOLE] == [4, 7, 12, 21, 38]
-    trials.see(WHOLE, 3, 8, PAYS.choice)
-    trials.see(PAYS.choice, 2, 2, PAYS.choice)
-    assert trials.next(alone, known()) == WHOLE, "it went deeper, so the part says too little"
+        found += [i] if part == WHOLE else []
+    return found
+
+
+def test_after_a_part_that_was_accepted_the_whole_is_drafted() -> None:
+    """Ever rarer while it brings less than parts, and sooner again while it brings more."""
+    trials = Trials(WHOLE)
+    assert made(trials, 9, is_accepted=False, is_better=True) == []
+    assert made(trials, 40, is_accepted=True, is_better=False) == [1, 4, 9, 18, 27, 36]
+    assert made(trials, 22, is_accepted=True, is_better=True) == [5, 10, 13, 15, 17, 19, 21]
+
+
+@pytest.mark.parametrize(
+    ("change", "balance"),
+    [
+        ({"num_rows": 2}, 30.0),
+        ({"choice": None}, 30.0),
+        ({"rates": np.full((8, 1), 2.6)}, 30.0),
+        ({}, 1.5),
+    ],
+    ids=["beside others", "drafting is off", "all five tokens of it were too slow", "too dear"],
+)
+def test_where_the_whole_is_not_drafted_whatever_was_accepted(
+    change: dict[str, object], balance: float
+) -> None:
+    trials, others = Trials(WHOLE), Trials(WHOLE)
+    for each in (trials, others):
+        each.see((1, 0), True, True)
+    alone = replace(PAYS, num_rows=1, rates=np.full((8, 1), 2.0))
+    assert trials.next(alone, known()) == WHOLE
+    assert others.next(replace(alone, **change), known(balance)) != WHOLE  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -26,16 +26,18 @@ Array = npt.NDArray[np.float64]
 
 MEMORY = 0.99
 """What is left of the counts of all requests after a further offer."""
-ROW_MEMORY = 0.95
-"""And of those of one, which may change its subject."""
+ROW_MEMORY = 0.93
+"""And of those of one, whose easy and hard stretches are short."""
 PRIOR = 3.0
 """How many offers the guess is worth that a level is like the one above it."""
 FIRST_GUESS = 0.4
 """Of failures, on the first level of a tree of one node."""
 NODE_GUESS = 0.5
 """More nodes make failures fewer by this power of their number."""
-ROW_PRIOR = 1.0
-"""How many failures the guess is worth that a request is like all others."""
+ROW_PRIOR = 2.0
+"""How many failures the guess is worth that a request is like all others. With fewer, one that has
+just failed a few times looks worse than it turns out; with more, requests that do differ look
+alike."""
 LAST_PRIOR = 5.0
 """How many nodes the guess is worth that a last level is like others."""
 

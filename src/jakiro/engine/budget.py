@@ -31,9 +31,6 @@ from jakiro.tree.verdict import Verdict
 
 HYSTERESIS = 1.02
 """How much better another choice must look."""
-WHOLE = 1.05
-"""How much better than the whole a part must look to be drafted alone: a drafter's own tree was
-chosen for one row and may end by itself."""
 DECIDE_EVERY = (4, 16)
 """Drafts, which are counted then: at first, and at most while the choice stays; they double. A
 batch says more with each draft, and its cycles are longer: ever the first."""
@@ -85,7 +82,8 @@ class Controller(Policy):
         self._count()
         self._drafted.append(is_drafted)
         if is_drafted:
-            self._trials.begin(not self._leads, self._choice is None)
+            if self._choice is None:
+                self._trials.begin()
             self._acceptance.begin()
             self._leads.append(min(self._leads, default=0))
         self._outlook = None
@@ -145,7 +143,7 @@ class Controller(Policy):
     # -- choosing -----------------------------------------------------------------------------
 
     def _decide(self) -> Outlook:
-        """Take what promises most; the whole, and what is done now, unless clearly worse."""
+        """Take what promises most; what is done now, unless clearly worse."""
         before, is_due = self._choice, len(self._news) >= self._decide_at
         self._count()
         num_rows, prices = self._num_rows, self._prices
@@ -154,9 +152,6 @@ class Controller(Policy):
         cost, plain = prices.cycle_ms(size), prices.plain_ms(size)
         rates = (num_rows + self._share * self._acceptance.gains()) / cost
         off, best = num_rows / plain, largest(rates)
-        if num_rows == 1 and WHOLE * rates.item(self._whole) > rates.item(best):
-            best = self._whole
-            self._choice = self._choice and self._whole
         most = rates.item(best)
         now = off if self._choice is None else rates.item(self._choice)
         if max(off, most) > HYSTERESIS * now:
@@ -209,8 +204,10 @@ class Controller(Policy):
         if self._choice is None and saved > 0:
             self._trials.repeat()
         if self._num_rows == 1 and self._choice is not None:
-            levels = self._prices.levels.item(place)
-            self._trials.see(place, len(verdict.paths[0]) - 1, levels, self._choice)
+            assert self._outlook is not None
+            is_accepted = len(verdict.paths[0]) > self._prices.levels.item(place)
+            is_better = worth / taken > self._outlook.rates.item(self._choice)
+            self._trials.see(place, is_accepted, is_better)
         size.drafting.learn(own, draft)
         size.drafted.learn(times.rest_ms, rest)
         depths = [min(last, cap) for cap in self._caps]

@@ -11,9 +11,6 @@ import numpy.typing as npt
 from jakiro.engine.acceptance import Array, Choice
 from jakiro.engine.pace import Size
 
-FRESH = 4
-"""Drafts of the whole that a text begins with alone, whatever looked best in others: a draft says
-how good its own parts would have been, and nothing of what it is a part of."""
 WAITS = (8, 96)
 """Cycles until what is not being done is tried, at first and at most; they double."""
 HOPE = 1.5
@@ -65,22 +62,15 @@ class Trials:
     def __init__(self, whole: Choice) -> None:
         self._whole = whole
         self._wait = self._left = WAITS[0]
-        # Drafts of the whole that are left to be made of a new text.
-        self._fresh = 0
         # Drafts of which all levels were accepted until the whole is drafted.
         self._rise_wait = self._rise_left = 1
         self._num_probes = 0
         # Cycles with a draft since the last one without.
         self.num_drafts = 0
 
-    def begin(self, is_first: bool, is_off: bool) -> None:
-        """A text begins: the ``is_first`` of a batch; drafting ``is_off``, for texts that may be of
-        another kind."""
-        if is_first:
-            self._fresh = FRESH
-            self._rise_wait = self._rise_left = 1
-        if is_off:
-            self._left = min(self._left, WAITS[0])
+    def begin(self) -> None:
+        """A text begins while drafting is off, and may be of another kind."""
+        self._left = min(self._left, WAITS[0])
 
     def turn(self) -> None:
         """Drafting begins or ends."""
@@ -90,18 +80,17 @@ class Trials:
         """What was tried was better than what is done: the same again at once."""
         self._wait, self._left = WAITS[0], 1
 
-    def see(self, part: Choice, num_accepted: int, num_levels: int, choice: Choice) -> None:
-        """Of a draft of a ``part`` of one row, which may have so many levels, so many were
-        accepted. If all, the whole is drafted next, of which that says nothing: ever rarer, unless
-        it goes deeper than the ``choice`` does."""
+    def see(self, part: Choice, is_accepted: bool, is_better: bool) -> None:
+        """Of one row a ``part`` was drafted; with ``is_accepted`` all its levels were, with
+        ``is_better`` it brought more than what is done now is expected to.
+
+        An accepted part says nothing of what it is a part of, so the whole is drafted next: ever
+        rarer while that brings less, and sooner again while it brings more."""
         if part == self._whole:
-            if num_accepted > choice[0] + 1:
-                self._rise_wait = self._rise_left = 1
-        elif num_accepted >= num_levels:
+            wait = self._rise_wait // 2 if is_better else 2 * self._rise_wait
+            self._rise_wait = self._rise_left = min(max(1, wait), WAITS[0])
+        elif is_accepted:
             self._rise_left -= 1
-            if self._rise_left <= 0:
-                self._rise_left = self._rise_wait = min(2 * self._rise_wait, WAITS[1])
-                self._fresh = max(self._fresh, 1)
 
     def next(self, outlook: Outlook, size: Size) -> Choice | None:
         """A plain cycle where one is due; else the choice, or something else now and then. Where
@@ -110,9 +99,9 @@ class Trials:
         if self.num_drafts >= _until_plain(size.plain.count):
             return None
         wanted, most = outlook.choice, size.account.stake(outlook.least)
-        is_fresh = self._fresh and outlook.num_rows == 1
-        if is_fresh and wanted is not None and outlook.loss(self._whole) <= most:
-            self._fresh -= 1
+        is_due = self._rise_left <= 0 and outlook.num_rows == 1
+        if wanted is not None and is_due and outlook.loss(self._whole) <= most:
+            self._rise_left = self._rise_wait
             if outlook.most(self._whole) > outlook.rates[wanted]:
                 return self._whole
         if self._left <= 0:
