@@ -100,9 +100,9 @@ class Trials:
             return None
         wanted, most = outlook.choice, size.account.stake(outlook.least)
         is_due = self._rise_left <= 0 and outlook.num_rows == 1
-        if wanted is not None and is_due and outlook.loss(self._whole) <= most:
-            self._rise_left = self._rise_wait
-            if outlook.most(self._whole) > outlook.rates[wanted]:
+        if wanted is not None and is_due:
+            can_pay = outlook.most(self._whole) > outlook.rates[wanted]
+            if can_pay and outlook.loss(self._whole) <= most:
                 return self._whole
         if self._left <= 0:
             other = outlook.best if wanted is None else self._other(outlook, wanted)
