@@ -77,7 +77,7 @@ def test_plain_cycles_come_first_and_again(num_plain: int, drafts: int) -> None:
     assert trials.next(PAYS, size) is None
 
 
-def made(trials: Trials, drafts: int, *, is_accepted: bool, is_better: bool) -> list[int]:
+def wholes(trials: Trials, drafts: int, *, is_accepted: bool, is_better: bool) -> list[int]:
     """Which of so many drafts of a text alone are of the whole."""
     alone, found = replace(PAYS, num_rows=1, rates=np.full((8, 1), 2.0)), []
     for i in range(drafts):
@@ -92,9 +92,9 @@ def made(trials: Trials, drafts: int, *, is_accepted: bool, is_better: bool) -> 
 def test_after_a_part_that_was_accepted_the_whole_is_drafted() -> None:
     """Ever rarer while it brings less than parts, and sooner again while it brings more."""
     trials = Trials(WHOLE)
-    assert made(trials, 9, is_accepted=False, is_better=True) == []
-    assert made(trials, 40, is_accepted=True, is_better=False) == [1, 4, 9, 18, 27, 36]
-    assert made(trials, 22, is_accepted=True, is_better=True) == [5, 10, 13, 15, 17, 19, 21]
+    assert wholes(trials, 9, is_accepted=False, is_better=True) == []
+    assert wholes(trials, 40, is_accepted=True, is_better=False) == [1, 4, 9, 18, 27, 36]
+    assert wholes(trials, 22, is_accepted=True, is_better=True) == [5, 10, 13, 15, 17, 19, 21]
 
 
 @pytest.mark.parametrize(
