@@ -32,12 +32,16 @@ def known(balance: float = 30.0) -> Size:
     return size
 
 
-@pytest.mark.parametrize(("balance", "tried"), [(2.5, None), (3.5, WHOLE)])
+@pytest.mark.parametrize(
+    ("balance", "tried"), [(0.12, None), (0.2, (0, 0)), (2.5, (5, 0)), (3.5, WHOLE)]
+)
 def test_where_nothing_should_pay_a_trial_stakes_a_third(
     balance: float, tried: Choice | None
 ) -> None:
-    """The whole is due to be tried and would lose one plain cycle."""
-    outlook = replace(PAYS, rates=np.full((8, 1), 1.0), best=WHOLE, choice=None)
+    """The larger the better, but the whole would lose one plain cycle: as much of it as a third of
+    the balance covers, or all of that the smallest part."""
+    rates = np.arange(1.0, 1.8, 0.1)[:, None]
+    outlook = replace(PAYS, rates=rates, best=WHOLE, choice=None)
     trials = Trials(WHOLE)
     done = [trials.next(outlook, known(balance)) for _ in range(WAITS[0])]
     assert done == [None] * (WAITS[0] - 1) + [tried]

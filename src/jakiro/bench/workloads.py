@@ -24,8 +24,8 @@ from jakiro.errors import DataError, UnknownName
 Message = dict[str, str]
 RANDOM = "random"
 """The set of prompts that no drafter can make anything of."""
-_NUM_RANDOM = 48
-"""Three batches of 16."""
+_NUM_RANDOM = 80
+"""As many as the other sets ship: five batches of 16."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,17 +105,16 @@ class Trials:
             if can_pay and outlook.loss(self._whole) <= most:
                 return self._whole
         if self._left <= 0:
-            other = outlook.best if wanted is None else self._other(outlook, wanted)
+            other = _best_within(outlook, most) if wanted is None else self._other(outlook, wanted)
             if other is not None and outlook.loss(other) <= most:
                 self._left = self._wait = min(2 * self._wait, WAITS[1])
                 self._num_probes += 1
                 return other
         if wanted is None or outlook.loss(wanted) <= most:
             return wanted
-        losses = outlook.cycle_ms / outlook.plain_ms - 1
-        rates = np.where(losses <= most, outlook.rates, 0.0)
-        smaller = largest(rates)
-        return smaller if rates[smaller] > outlook.plain else None
+        smaller = _best_within(outlook, most)
+        pays = smaller is not None and outlook.rates[smaller] > outlook.plain
+        return smaller if pays else None
 
     def _other(self, outlook: Outlook, choice: Choice) -> Choice | None:
         """What is not done at present: mostly one level and twice the nodes, else the whole; only
@@ -133,6 +132,12 @@ def _until_plain(num_plain: int) -> int:
     # A power of all that a server has ever made would be a number of a million digits.
     most = min(PLAIN_EVERY, 2 ** min(num_plain + 1, 7))
     return most if num_plain >= PLAIN_FIRST else 0
+
+
+def _best_within(outlook: Outlook, most: float) -> Choice | None:
+    """Of the parts that lose at most so much if nothing is accepted."""
+    is_within = outlook.cycle_ms / outlook.plain_ms - 1 <= most
+    return largest(np.where(is_within, outlook.rates, 0.0)) if is_within.any() else None
 
 
 def largest(rates: Array) -> Choice:
