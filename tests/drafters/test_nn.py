@@ -252,14 +252,17 @@ def test_parameter_counts_are_the_published_ones(
     assert sum(parameter.numel() for parameter in head.parameters()) == expected
 
 
-def test_bfloat16_keeps_the_rotary_frequencies() -> None:
+def test_bfloat16_keeps_the_rotary_frequencies_and_is_the_type_of_all_features() -> None:
     head, tensors = golden("gqa")
     embeddings, features, positions = golden_inputs(tensors)
     far = positions + 100_000
     wide = head(embeddings, features, far).next
-    narrow = head.to(torch.bfloat16)(embeddings.bfloat16(), features.bfloat16(), far).next
-    error = (narrow.float() - wide).norm() / wide.norm()
+    inputs = embeddings.bfloat16(), features.bfloat16(), far
+    narrow = head.to(torch.bfloat16)(*inputs, contrasts=1)
+    error = (narrow.next.float() - wide).norm() / wide.norm()
     assert error < 0.02
+    # The LM head, which is as narrow, takes nothing else.
+    assert [each.dtype for each in (narrow.next, *narrow.ahead)] == [torch.bfloat16] * 2
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,8 @@ class Mixture(nn.Module):
         the largest gate. A tie goes to the later expert, as published."""
         reverse = gates[..., 1:, :].flip(-1).argmax(-1, keepdim=True)
         places = torch.arange(gates.shape[-1] - 1, -1, -1, device=gates.device)
-        signed = torch.where(places == reverse, 1.0, -self.mixing.strength) * weights[..., 1:, :]
-        return torch.cat([weights[..., :1, :], signed], -2)
+        signs = torch.where(places == reverse, 1.0, -self.mixing.strength).to(weights.dtype)
+        return torch.cat([weights[..., :1, :], signs * weights[..., 1:, :]], -2)
 
     def _selection(self, normed: Tensor, chosen: Tensor | None) -> Tensor:
         """Weights [..., K, E] that pick one active expert each."""
