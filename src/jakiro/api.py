@@ -140,15 +140,25 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     wrapped = Target(model)
     if law is not None:
         wrapped = _redefined(wrapped, law, amateur, tokenizer)
-    made = make(wrapped, tokenizer)
     if compile:
         wrapped.compile("inductor")
-        made.compile("inductor")
+
+    def anew() -> Drafter:
+        drafter = make(wrapped, tokenizer)
+        if compile:
+            drafter.compile("inductor")
+        return drafter
+
+    made = anew()
     policy: Callable[[TreePlan], Policy] = Fixed
     if is_auto and not isinstance(made, NoDrafter):
         options = {name: repr(value) for name, value in (drafter_options or {}).items()}
         made_so = {"definition": repr(law), "drafter_options": options, "compile": compile}
-        policy = _controller(wrapped, made, plan, max_batch_size, made_so)
+        costs, is_new = _costs(wrapped, made, plan, max_batch_size, made_so)
+        policy = lambda limits: Controller(limits, costs)  # noqa: E731  of the costs of now
+        if is_new:
+            # Some drafters learn from what they draft, which were random tokens.
+            made = anew()
     return Engine(
         wrapped,
         made,
@@ -199,15 +209,15 @@ def _plan(tree: TreePlan | str | None) -> tuple[bool, TreePlan | None]:
     return is_auto, TreePlan.parse(text) if text or not is_auto else None
 
 
-def _controller(
+def _costs(
     target: Target,
     drafter: Drafter,
     plan: TreePlan | None,
     max_batch_size: int,
     made_so: dict[str, Any],
-) -> Callable[[TreePlan], Policy]:
-    """A controller with the costs of this pair on this machine, measured unless they are known;
-    ``made_so``: how the pair was made, as plain data."""
+) -> tuple[Costs, bool]:
+    """The costs of this pair on this machine, and whether they had to be measured; ``made_so``: how
+    the pair was made, as plain data."""
     key = {
         "target": target.fingerprint(),
         "dtype": str(target.dtype),
@@ -221,12 +231,12 @@ def _controller(
         **made_so,
     }
     try:
-        costs = Costs.from_json(read_costs(key) or {})
+        return Costs.from_json(read_costs(key) or {}), False
     except (KeyError, TypeError, ValueError):
         drafter.check_free()
-        costs = measure(target, drafter, plan, max_batch_size=max_batch_size)
-        keep_costs(key, costs.to_json())
-    return lambda limits: Controller(limits, costs)
+    costs = measure(target, drafter, plan, max_batch_size=max_batch_size)
+    keep_costs(key, costs.to_json())
+    return costs, True
 
 
 def _dtype(given: str | torch.dtype | None, default: str | torch.dtype) -> str | torch.dtype:

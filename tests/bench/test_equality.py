@@ -107,6 +107,32 @@ def test_a_token_at_the_edge_of_a_filter_is_a_near_tie(gap: float, is_near_tie: 
     assert found.is_near_tie is is_near_tie
 
 
+@pytest.mark.parametrize(("gap", "is_near_tie"), [(5e-5, True), (3e-4, False)])
+def test_a_token_that_only_another_one_keeps_from_the_choice(gap: float, is_near_tie: bool) -> None:
+    """Top-k 2 keeps the likeliest token and, by ``gap``, the one that the noise takes; without that
+    one the likeliest is chosen."""
+    rows, ranked = table().double(), noise(len(PROMPT)).argsort()
+    likeliest, taken, left_out = int(ranked[5]), int(ranked[-1]), int(ranked[0])
+    rows[4] = -50.0
+    rows[4, likeliest], rows[4, taken], rows[4, left_out] = 0.01, 0.0, -gap
+    model = Table(rows)
+    model.dtype = torch.float32
+    params = replace(SAMPLED, top_k=2)
+    found = Judge(model).compare(PROMPT, params, [taken], [likeliest])
+    assert found is not None
+    assert found.is_near_tie is is_near_tie
+
+
+def test_what_a_model_masks_widens_no_bound() -> None:
+    """In half precision a multiple of the largest logit would excuse everything."""
+    for masked in (-torch.inf, torch.finfo(torch.bfloat16).min, -1e4):
+        rows = table(torch.bfloat16)
+        rows[4] = 0.0
+        rows[4, 6], rows[4, 7], rows[4, 8] = 10.0, 1.0, masked
+        found = Judge(Table(rows)).compare(PROMPT, GREEDY, [6], [7])
+        assert found is not None and not found.is_near_tie
+
+
 def test_a_text_that_ends_early_is_a_bug() -> None:
     found = Judge(Table(table())).compare(PROMPT, GREEDY, [6, 1], [6])
     assert found is not None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from jakiro.bench.equality import Judge
+from jakiro.bench.equality import Divergence, Judge
 from jakiro.bench.runner import PLAIN, Answer, EngineMethod, Promise, Request, Sample, measure
 from jakiro.bench.summary import Equality, digest, summarise, total
 from jakiro.drafters.none import NoDrafter
@@ -121,6 +121,38 @@ def test_texts_of_unequal_length_give_no_ratio() -> None:
     summary = summarise([plain, other], asked, samples)[1]
     assert summary.speedup is not None
     assert (summary.speedup.count, summary.speedup.median) == (1, pytest.approx(6))
+
+
+def test_the_texts_of_all_rounds_are_judged() -> None:
+    """Prompt 0 comes out another way in the second round, as what is kept between requests may
+    have it."""
+    clock = Clock()
+    plain = Fake(PLAIN, clock, lambda _: 1.0, straight)
+    turns = iter([straight, straight, straight, lambda _: [7] * 20])
+    other = Fake(
+        "other",
+        clock,
+        lambda _: 1.0,
+        lambda request: (straight if request.prompt_ids[0] else next(turns))(request),
+    )
+    asked = requests(2)
+    samples = measure([plain, other], asked, repetitions=3, clock=clock)
+    found = summarise([plain, other], asked, samples, Strict(None))
+    assert [each.equality for each in found] == [Equality(2, 0, 0), Equality(1, 0, 1)]
+
+
+class Strict(Judge):
+    """Every difference is a bug."""
+
+    def compare(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        expected: Sequence[int],
+        found: Sequence[int],
+    ) -> Divergence | None:
+        same = list(expected) == list(found)
+        return None if same else Divergence(0, expected[0], found[0], None, is_near_tie=False)
 
 
 def test_tau_is_given_with_and_without_loops() -> None:

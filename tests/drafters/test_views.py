@@ -17,7 +17,7 @@ from jakiro.drafters.duo_attention import DuoAttention
 from jakiro.drafters.early_exit import EarlyExit
 from jakiro.drafters.fewer_experts import FewerExperts
 from jakiro.drafters.layer_skip import LayerSkip, kept_layers
-from jakiro.drafters.low_bit import LowBit, nested_codes
+from jakiro.drafters.low_bit import LowBit, _rounded_to, nested_codes
 from jakiro.drafters.self_drafter import SelfDrafter
 from jakiro.drafters.sparse_kv import SparseKV
 from jakiro.drafters.swift import GOOD_ENOUGH, SetSearch, Swift
@@ -294,3 +294,31 @@ def test_a_function_of_the_target_is_a_drafter() -> None:
         [list(world.prompt(2))], SamplingParams(max_new_tokens=8, ignore_eos=True)
     )
     assert done.token_ids == list(world.truth("llama", "greedy", 2)[:8])
+
+
+def test_a_view_that_breaks_down_ends_no_request() -> None:
+    """What it leaves in the caches of shorter rows lies behind the tree that is verified."""
+    target = world.target("llama")
+    drafter = LowBit(target)
+    for module in drafter.model.model.modules():
+        if hasattr(module, "scale"):
+            module.__dict__["scale"] = module.scale * torch.inf
+    engine = world.make_engine(target, drafter, TreePlan.parse("dynamic:6,6,2"), max_batch_size=3)
+    rows = (0, 3, 1)
+    prompts = [list(world.prompt(row)) for row in rows]
+    assert len({*map(len, prompts)}) > 1
+    for done, row in zip(
+        engine.generate(prompts, [world.params("top_p", row) for row in rows]), rows, strict=True
+    ):
+        assert done.token_ids == list(world.truth("llama", "top_p", row))
+
+
+def test_sums_of_codes_stay_in_the_range_of_float16() -> None:
+    layer = torch.nn.Linear(700, 4, bias=False).half()
+    rows = torch.ones(1, 700, dtype=torch.float16)
+    with torch.no_grad():
+        layer.weight.fill_(0.5)
+        wanted = layer(rows)
+        _rounded_to(8)(layer)
+        found = layer(rows)
+    assert torch.allclose(found, wanted, rtol=0.01)

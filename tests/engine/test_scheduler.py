@@ -221,3 +221,16 @@ def test_settings_out_of_range_are_refused() -> None:
         Scheduler(engine(), max_waiting=-1)
     with pytest.raises(ConfigError, match="prefix_bytes must be an integer of at least 0, got -5"):
         Scheduler(engine(), prefix_bytes=-5)
+
+
+def test_who_is_cancelled_behind_others_does_not_stay() -> None:
+    """They would otherwise wait for their turn, which a long answer may keep from coming."""
+    busy = engine()
+    waiting = busy.prepare([1, 2])
+    busy.enqueue(waiting)
+    for _ in range(500):
+        left = busy.prepare([1, 2, 3])
+        busy.enqueue(left)
+        left.cancel()
+        assert len(busy._waiting) <= 64
+    assert busy._waiting[0] is waiting

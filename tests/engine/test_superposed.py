@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import jakiro
 from jakiro.drafters.none import NoDrafter
 from jakiro.engine.engine import Engine
 from jakiro.engine.ngrams import NGrams
@@ -33,6 +34,21 @@ def test_one_suggestion_without_ngrams_is_greedy_decoding(family: str) -> None:
     (one,) = superposed.suggest(PROMPT, k=1, max_new_tokens=12)
     assert one.token_ids == list(world.truth(family, "greedy", 3))[:12]
     assert superposed.num_forwards == 12
+
+
+def test_of_equal_logits_the_first_is_taken_as_in_greedy_decoding() -> None:
+    with_ties = torch.zeros(64)
+    with_ties[[50, 9, 31]] = 2.0
+    likeliest = Superposed(engine())._likeliest(with_ties, 5)
+    assert [*likeliest] == [9, 31, 50, 0, 1]
+
+
+def test_a_target_that_is_more_than_a_model_is_refused() -> None:
+    opened = jakiro.load(
+        world.model("llama"), "none", definition="contrastive", amateur=world.model("llama")
+    )
+    with pytest.raises(ConfigError, match="load it without a definition"):
+        Superposed(opened)
 
 
 class Words:

@@ -82,3 +82,10 @@ def test_a_machine_is_measured_once_and_again_if_the_file_is_broken(
     # Where nothing is drafted, there is nothing to choose.
     assert "fixed" in jakiro.load(model, "none", tree="auto").policy.explain()
     assert len(calls) == 6
+
+
+def test_what_is_measured_leaves_no_trace_in_the_drafter(place: Path) -> None:
+    """Token recycling learns from whatever it drafts, and costs are taken on random tokens."""
+    for _ in range(2):
+        engine = jakiro.load(world.model("llama"), "token_recycling", tree="auto")
+        assert not engine.drafter._matrix._rows  # type: ignore[attr-defined]

@@ -14,12 +14,14 @@ import torch
 from fastapi.testclient import TestClient
 
 from jakiro.engine.engine import Engine
+from jakiro.engine.request import TokenLogprobs
 from jakiro.engine.scheduler import Scheduler
 from jakiro.sampling.params import SamplingParams
 from jakiro.serve.app import create_app
 from jakiro.serve.constrain import Grammar, Grammars
 from jakiro.serve.logs import JsonLines
 from jakiro.serve.settings import Settings
+from jakiro.serve.tokens import Tokens
 from tests.serve.conftest import HELLO, NAME, chat, events
 
 CHAT = "/v1/chat/completions"
@@ -297,3 +299,10 @@ def _counters(client: TestClient) -> dict[str, float]:
         name: sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(f"vllm:{name}_total{{"))
         for name in names
     }
+
+
+def test_tokens_that_read_alike_are_told_by_the_likeliest(speaker: Any) -> None:
+    """Bytes of no character each."""
+    entry = TokenLogprobs(0xE6, -0.5, {0xE6: -0.5, 0x61: -1.0, 0xE7: -3.0})
+    (found,) = Tokens(speaker).text_logprobs([entry], 0).top_logprobs
+    assert found == {"\ufffd": -0.5, "a": -1.0}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import jakiro
@@ -112,6 +112,7 @@ def test_where_an_answer_is_cut_makes_no_difference(
         ] == called
 
 
+QUOTING = '{"name": "wait", "parameters": {"a": "<tool_call>"}}'
 PARTS = (
     "<tool_call>",
     "</tool_call>",
@@ -132,6 +133,7 @@ PARTS += ('{"name": "wait", "arguments": ', "{", "}", '{"a": [1, {"b": "', '\\"'
     st.lists(st.integers(0, 160), max_size=6),
     st.sampled_from([{}, {"parallel_tool_calls": False}, {"tool_choice": "required"}]),
 )
+@example(QUOTING, [12], {"tool_choice": "required"})
 def test_pieces_join_to_what_the_whole_answer_says(
     text: str, cuts: list[int], fields: dict[str, Any]
 ) -> None:
@@ -143,6 +145,8 @@ def test_pieces_join_to_what_the_whole_answer_says(
     assert joined(asked, list(text)) == whole
     if not whole[1] and not fields:
         assert whole[0] == text
+    if text == QUOTING:
+        assert whole == ("", [("wait", '{"a": "<tool_call>"}')])
 
 
 @pytest.mark.parametrize(

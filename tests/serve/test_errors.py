@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+import jakiro
 from jakiro.engine.engine import Engine
 from jakiro.engine.scheduler import Scheduler
 from jakiro.errors import ConfigError
@@ -104,7 +108,7 @@ BAD_FIELDS = [
     (TEXT, text(prompt=[-1]), 400, "not in the vocabulary"),
     (TEXT, text(prompt=None), 400, "prompt"),
     (TEXT, text(prompt=["a"] * 9, n=2), 400, "18 answers"),
-    (TEXT, text(prompt=["a"] * 9), 429, "may be"),
+    (TEXT, text(prompt=["a"] * 9), 400, "makes 8 at most"),
     (TEXT, text(echo=True), 400, "echo"),
     (TEXT, text(suffix="end"), 400, "suffix"),
     (TEXT, text(best_of=2), 400, "best_of: Value error, must be n, which is 1"),
@@ -186,6 +190,14 @@ def test_strangers_learn_nothing(scheduler: Scheduler) -> None:
         found = visitor.get("/v1/models", headers=headers)
         assert problem(found, 401)["code"] == "invalid_api_key"
         assert "s3cret" not in found.text
+    # Below a prefix as well, however the application came to be there.
+    below = (
+        TestClient(app, root_path="/pico"),
+        TestClient(Starlette(routes=[Mount("/pico", app)])),
+    )
+    for mounted in below:
+        assert problem(mounted.post(f"/pico{TEXT}", json=text()), 401)["code"] == "invalid_api_key"
+        assert mounted.get("/pico/health").status_code == 200
     known = {"Authorization": "Bearer s3cret-key"}
     assert visitor.get("/v1/models", headers=known).status_code == 200
     assert visitor.get("/health").status_code == 200
@@ -203,6 +215,22 @@ def test_a_full_house_and_a_closed_one(alone: Engine) -> None:
     found = visitor.post(CHAT, json=chat())
     assert problem(found, 429)["type"] == "rate_limit_error"
     assert int(found.headers["retry-after"]) >= 1
+    assert "2 answers at once" in problem(visitor.post(CHAT, json=chat(n=2)), 400)["message"]
     full.close()
     assert problem(visitor.post(CHAT, json=chat()), 503)["code"] == "shutting_down"
     assert problem(visitor.get("/health"), 503)["code"] == "shutting_down"
+
+
+def test_all_answers_have_a_place_or_none(model: Any, speaker: Any) -> None:
+    """Two of three would fit beside the one that runs: none is begun, and then all are."""
+    engine = jakiro.load(model, "none", tokenizer=speaker, max_batch_size=3)
+    with Scheduler(engine, max_waiting=0) as scheduler:
+        visitor = TestClient(create_app(scheduler, Settings(NAME)), raise_server_exceptions=False)
+        running = scheduler.submit([72], SamplingParams(max_new_tokens=4000, ignore_eos=True))
+        next(running)
+        problem(visitor.post(CHAT, json=chat(n=3)), 429)
+        assert scheduler.num_open == 1
+        running.cancel()
+        while scheduler.num_open:
+            time.sleep(0.01)
+        assert len(visitor.post(CHAT, json=chat(n=3)).json()["choices"]) == 3

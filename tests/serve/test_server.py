@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -20,9 +21,10 @@ import uvicorn
 import jakiro
 from jakiro.engine.engine import Engine
 from jakiro.engine.scheduler import Scheduler
+from jakiro.errors import ConfigError
 from jakiro.serve.app import create_app
 from jakiro.serve.logs import JsonLines
-from jakiro.serve.server import Server
+from jakiro.serve.server import Server, serve
 from jakiro.serve.settings import Settings
 from tests.serve.conftest import HELLO, NAME, chat, events
 from tests.serve.test_answers import SCHEMA
@@ -160,3 +162,19 @@ def test_sigterm_ends_streams_cleanly(engine: Engine, grace_s: float, is_finishe
 
     scheduler = serving(engine, grace_s, visit)
     assert not scheduler.is_open and scheduler.num_running == scheduler.num_waiting == 0
+
+
+def test_what_cannot_be_served_is_said_before_any_address(engine: Engine) -> None:
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as door, Scheduler(engine) as scheduler:
+        for grace_s, told in ((0.0, "cannot listen at 127.0.0.1, port"), (math.inf, "finite")):
+            with pytest.raises(ConfigError, match=told):
+                serve(
+                    scheduler,
+                    Settings(NAME),
+                    host="127.0.0.1",
+                    port=door.getsockname()[1],
+                    grace_s=grace_s,
+                    announce=lambda: said.append("here"),
+                )
+    assert not said

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from jakiro.errors import PromptError
+from jakiro.target.families import context_length
 from jakiro.target.target import Target
-from tests.families import FAMILIES
+from tests.families import FAMILIES, llama_like
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,18 @@ def test_fingerprint_tells_models_apart(llama: Target) -> None:
     changed = Target(other).fingerprint()
     assert changed["embedding_sha256"] != print_of["embedding_sha256"]
     assert changed | {"embedding_sha256": None} == print_of | {"embedding_sha256": None}
+
+
+@pytest.mark.parametrize("is_by_kind", [False, True])
+def test_a_text_ends_before_longrope_turns_to_other_frequencies(is_by_kind: bool) -> None:
+    """For a whole forward at once: earlier keys would depend on what else is in it."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    make = llama_like("Phi3", rope_parameters=rope, original_max_position_embeddings=32)
+    config = (model := make()).config
+    assert Target(model).context_length == 32
+    if is_by_kind:
+        config.rope_parameters = {"full_attention": config.rope_parameters}
+    assert context_length(config) == 32
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
+    assert context_length(config) == 96

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from jakiro.bench.equality import Judge
 from jakiro.bench.grid import Prompts
@@ -83,7 +84,7 @@ def _methods(cell: Cell, other: Cell) -> Iterator[Finding]:
         if (now := found.get(summary.method)) is not None:
             yield _texts(cell.place, summary, now)
             yield _ratio(cell.place, summary.method, "τ", (summary.tau, now.tau))
-            for depth, pair in enumerate(zip(summary.alpha, now.alpha, strict=False), start=1):
+            for depth, pair in enumerate(zip_longest(summary.alpha, now.alpha), start=1):
                 yield _ratio(cell.place, summary.method, f"α at depth {depth}", pair)
             yield _speed(cell.place, summary.method, summary.speedup, now.speedup)
 

@@ -2,9 +2,9 @@
 
 Two ways of computing the same logits round differently, so a choice between two tokens that are
 nearly tied can fall either way. A first difference is a *near-tie* when moving the raw logit of
-the other token by the rounding bound of the computing type is enough to choose it. Anything else
-is a bug. After a first difference the texts are answers to different questions, so nothing later
-is compared.
+either token by the rounding bound of the computing type is enough to choose the other. Anything
+else is a bug. After a first difference the texts are answers to different questions, so nothing
+later is compared.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ FLOAT32_BOUND = 1e-4
 FLOAT64_BOUND = 1e-9
 NUM_ROUNDINGS = 4
 """For half precisions the bound is this many roundings of the largest logit."""
+FARTHEST = 1000.0
+"""Below the largest: a logit that is farther is no logit but a mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,9 @@ def rounding_bound(dtype: torch.dtype, logits: Tensor) -> float:
         return FLOAT64_BOUND
     if dtype == torch.float32:
         return FLOAT32_BOUND
-    return NUM_ROUNDINGS * torch.finfo(dtype).eps * float(logits.abs().max())
+    # What a model masks it sets to something huge, which is no sum that was rounded.
+    said = logits[logits > logits.max() - FARTHEST]
+    return NUM_ROUNDINGS * torch.finfo(dtype).eps * float(said.abs().max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +147,15 @@ class Judge:
         [len(tokens) + 1, V]."""
         bound = rounding_bound(self.model.dtype, logits[-1])
         reachable = []
-        for token in pair:
-            moved = logits.to(torch.float64, copy=True)
-            moved[-1, token] += bound
-            view = self._view(prompt_ids, tokens, params, moved)
-            reachable.append(int(view.choice[0, -1]) == token)
+        for token, other in (pair, pair[::-1]):
+            # The other one less likely, too: at the edge of a filter only that may leave it out.
+            choices = []
+            for moving, by in ((token, bound), (other, -bound)):
+                moved = logits.to(torch.float64, copy=True)
+                moved[-1, moving] += by
+                view = self._view(prompt_ids, tokens, params, moved)
+                choices.append(int(view.choice[0, -1]))
+            reachable.append(token in choices)
         noisy = self._noisy(prompt_ids, tokens, params, logits)
         margin = float(noisy.max() - noisy[list(pair)].min())
         return Divergence(

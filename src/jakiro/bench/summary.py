@@ -87,6 +87,17 @@ def texts_of(samples: Sequence[Sample], method: str) -> list[list[int]]:
     return [first[request] for request in sorted(first)]
 
 
+def _variants(samples: Sequence[Sample]) -> list[list[list[int]]]:
+    """Of every request in order its texts, each once; a text may depend on what came before."""
+    found: dict[int, list[list[int]]] = {}
+    for sample in samples:
+        for request, answer in zip(sample.requests, sample.answers, strict=True):
+            texts = found.setdefault(request, [])
+            if answer.token_ids not in texts:
+                texts.append(answer.token_ids)
+    return [found[request] for request in sorted(found)]
+
+
 def total(stats: Sequence[Stats]) -> Stats:
     """Sum of counts and times."""
     summed = Stats()
@@ -118,7 +129,9 @@ def summarise(
     for method in ordered:
         own = [sample for sample in samples if sample.method == method.name]
         texts = texts_of(samples, method.name)
-        equality = None if judge is None else _equality(method, requests, expected, texts, judge)
+        equality = None
+        if judge is not None:
+            equality = _equality(method, requests, expected, _variants(own), judge)
         summaries.append(_summary(own, plain, texts, equality))
     return summaries
 
@@ -213,15 +226,17 @@ def _equality(
     method: Method,
     requests: Sequence[Request],
     expected: list[list[int]],
-    texts: list[list[int]],
+    texts: list[list[list[int]]],
     judge: Judge,
 ) -> Equality | None:
-    """None where the method does not promise the texts of plain decoding."""
+    """Of each request the worst of its texts counts. None where the method does not promise those
+    of plain decoding."""
     is_greedy = all(request.params.is_greedy for request in requests)
     if method.promise == "lossy" or (method.promise == "in_law" and not is_greedy):
         return None
     counts = {"equal": 0, "near-tie": 0, "bug": 0}
-    for request, wanted, text in zip(requests, expected, texts, strict=True):
-        found = judge.compare(request.prompt_ids, request.params, wanted, text)
-        counts["equal" if found is None else found.outcome] += 1
+    for request, wanted, own in zip(requests, expected, texts, strict=True):
+        found = [judge.compare(request.prompt_ids, request.params, wanted, text) for text in own]
+        outcomes = {"equal" if each is None else each.outcome for each in found}
+        counts[next(outcome for outcome in reversed(counts) if outcome in outcomes)] += 1
     return Equality(counts["equal"], counts["near-tie"], counts["bug"])

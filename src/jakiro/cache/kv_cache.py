@@ -93,6 +93,8 @@ class KVCache(Cache):
         self._max_rows = 1
         self._capacity = 0
         self._used = 0
+        # The most slots that a forward has written behind a row's length since the last wipe.
+        self._scratch = 0
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -135,7 +137,7 @@ class KVCache(Cache):
         rows = row + 1
         if rows <= self._max_rows:
             for store in self._stores:
-                store.clear(row, self._used)
+                store.clear(row, 0, self._used)
         else:
             # By halves, so that a batch that is filled row by row is copied rarely.
             rows = max(rows, min(rows + row // 2, self.row_ceiling))
@@ -212,6 +214,7 @@ class KVCache(Cache):
         span = self.span_before + num_new
         self.make_room(span)
         self._used = max(self._used, span)
+        self._scratch = max(self._scratch, num_known + num_new)
         for store in self._stores:
             store.aim(rows, self._starts, num_new)
         return span
@@ -230,6 +233,15 @@ class KVCache(Cache):
         keys, i = self._places[layer_idx, 0]
         values, j = self._places[layer_idx, 1]
         return keys.put(i, key_states), values.put(j, value_states)
+
+    def wipe(self) -> None:
+        """Zero what was written behind the committed tokens of all rows. A mask hides it from rows
+        that end before, but what it hides is multiplied by zero, which no infinity survives."""
+        for row, length in enumerate(self.lengths):
+            end = min(length + self._scratch, self._capacity)
+            for store in self._stores:
+                store.clear(row, length, end)
+        self._scratch = 0
 
     # -- committing ---------------------------------------------------------------------------
 

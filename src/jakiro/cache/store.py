@@ -46,9 +46,9 @@ class Store:
         """Let go of the views of the last forward, which would hold on to the old memory."""
         self._seen = self._fresh = self._flat = ()
 
-    def clear(self, row: int, used: int) -> None:
-        """Zero the first ``used`` slots of ``row``."""
-        self.data[:, row, :, :used].zero_()
+    def clear(self, row: int, start: int, end: int) -> None:
+        """Zero the slots of ``row`` from ``start`` to ``end``."""
+        self.data[:, row, :, start:end].zero_()
 
     def keep(self, rows: Sequence[int], used: int) -> None:
         """Move ``rows`` to the front, their first ``used`` slots only; rows in place stay."""

@@ -91,7 +91,7 @@ def serve(
         max_batch_size=max_batch_size,
     )
     place = f"http://{host}:{port}"
-    session.NOTES.print(f"{settings.model_name} at {place}/v1, a page at {place}/ (Ctrl-C ends)")
+    note = f"{settings.model_name} at {place}/v1, a page at {place}/ (Ctrl-C ends)"
     run(
         Scheduler(
             engine,
@@ -104,4 +104,5 @@ def serve(
         host=host,
         port=port,
         grace_s=grace_s,
+        announce=lambda: session.NOTES.print(note),
     )

@@ -2,7 +2,7 @@
 
 The view works in the target's cache. Committed entries are the target's own, so the draft starts
 from exact keys and values whatever the view leaves out; the entries of a draft lie behind them and
-are overwritten when the target verifies. Hence nothing is remembered between cycles.
+wiped, as the target may verify fewer nodes. Hence nothing is remembered between cycles.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class SelfDrafter(LevelDrafter):
         """The prompt is in the target's cache."""
 
     def draft(self, request: DraftRequest) -> TokenTree:
-        if max(request.depth_caps) < 1:
-            return TokenTree.root_only(request.roots)
-        cache = request.cache
+        cache, tree = request.cache, TokenTree.root_only(request.roots)
         assert cache is not None, "a view drafts in the cache of its target"
-        logits = self._feed(TokenTree.root_only(request.roots), cache, 0).logits
-        return self._grow(request, cache, logits, request.depth_caps)[0]
+        if max(request.depth_caps) > 0:
+            logits = self._feed(tree, cache, 0).logits
+            tree = self._grow(request, cache, logits, request.depth_caps)[0]
+        cache.wipe()
+        return tree
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         """What was accepted is in the target's cache."""

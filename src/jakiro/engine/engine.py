@@ -29,6 +29,9 @@ from jakiro.tree.shapes import TreePlan
 from jakiro.typing import LogitsProcessor
 from jakiro.verify import Rule
 
+_CROWD = 64
+"""Waiting requests before those that are over are looked for; then twice as many as were left."""
+
 
 class Engine:
     """A target, a drafter and a rule, with the requests they work on. ``jakiro.load`` makes one.
@@ -77,6 +80,7 @@ class Engine:
         self._batch = Batch(target, self.policy, noise, draws=rule.draws)
         self.limits = Limits(max_batch_size)
         self._waiting: deque[Request] = deque()
+        self._crowd = _CROWD
         self._is_stepping = False
 
     # -- whole answers ------------------------------------------------------------------------
@@ -204,6 +208,10 @@ class Engine:
 
     def enqueue(self, request: Request) -> None:
         """Let a prepared request wait for its turn."""
+        if len(self._waiting) >= self._crowd:
+            # Who has been cancelled behind others that wait would stay until it is his turn.
+            self._waiting = deque(each for each in self._waiting if each.finish_reason is None)
+            self._crowd = max(_CROWD, 2 * len(self._waiting))
         self._waiting.append(request)
 
     @property

@@ -59,6 +59,13 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="jakiro-scheduler", daemon=True)
         self._thread.start()
 
+    def check_room(self, num_more: int = 1) -> None:
+        """Raise ``Busy`` or ``Closed`` where so many further requests are not taken now."""
+        if self._ends_at is not None:
+            raise Closed(f"no more requests are taken: {self._end}")
+        if self.num_open + num_more > self.max_open:
+            raise Busy(self.num_waiting, self._retry_after_s())
+
     def submit(
         self,
         prompt: Prompt,
@@ -80,13 +87,13 @@ class Scheduler:
         """
         if deadline_s is not None and not deadline_s > 0:
             raise ConfigError(f"deadline_s must be a positive number of seconds, got {deadline_s}")
-        self._check_room()
+        self.check_room()
         with self._encoding:
             request = self.engine.prepare(prompt, params, processors, choice_index)
         ends_at = math.inf if deadline_s is None else time.monotonic() + deadline_s
         stream = Stream(request, self._wake, ends_at)
         with self._changed:
-            self._check_room()
+            self.check_room()
             self._arrived.append(stream)
             self._changed.notify()
         return stream
@@ -110,6 +117,11 @@ class Scheduler:
     def num_open(self) -> int:
         """Requests that are not over."""
         return len(self._arrived) + len(self._live)
+
+    @property
+    def max_open(self) -> int:
+        """Requests that are taken at most at a time."""
+        return self._max_waiting + self.engine.limits.max_batch_size
 
     def close(self, grace_s: float = 0.0) -> None:
         """Take no more requests; finish those there are, for ``grace_s`` seconds at most, then end
@@ -135,12 +147,6 @@ class Scheduler:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify()
-
-    def _check_room(self) -> None:
-        if self._ends_at is not None:
-            raise Closed(f"no more requests are taken: {self._end}")
-        if self.num_open >= self._max_waiting + self.engine.limits.max_batch_size:
-            raise Busy(self.num_waiting, self._retry_after_s())
 
     def _retry_after_s(self) -> float:
         """Seconds until the first of the running requests must be done, at the present speed."""

@@ -21,6 +21,7 @@ from jakiro.engine.engine import Engine
 from jakiro.engine.ngrams import NGrams
 from jakiro.engine.prompt import Prompt
 from jakiro.errors import ConfigError, check_int
+from jakiro.target.target import Target
 
 MAX_SUGGESTIONS = 100
 """Each forward weighs 3 k tokens after each of k drafts: work and memory grow with its square."""
@@ -58,7 +59,7 @@ class Superposed:
         temperature: of the model's law; low, because it is the law of a mixture of texts.
 
     Raises:
-        ConfigError: a number is outside its range.
+        ConfigError: a number is outside its range, or the target is not a model as it is.
     """
 
     def __init__(
@@ -69,6 +70,11 @@ class Superposed:
         alpha: float = 0.54,
         temperature: float = 0.06,
     ) -> None:
+        if type(engine.target) is not Target:
+            raise ConfigError(
+                f"suggestions are those of a model as it is, and this engine has a "
+                f"{type(engine.target).__name__} target; load it without a definition"
+            )
         if not 0 <= alpha < 1:
             raise ConfigError(f"alpha must be at least 0 and less than 1, got {alpha}")
         if not 0 < temperature < math.inf:
@@ -123,18 +129,21 @@ class Superposed:
     def _begun(self, logits: Tensor, k: int) -> list[_Draft]:
         """A draft for each of the ``k`` likeliest tokens, whatever n-grams say: else a few known
         phrases would be all there is."""
-        best = (logits.double() / self._temperature).log_softmax(-1).topk(min(k, len(logits)))
-        ends = self._engine.eos_ids
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [_Draft((token,), score, token in ends) for token, score in pairs]
+        ends, best = self._engine.eos_ids, self._likeliest(logits, k)
+        return [_Draft((token,), score, token in ends) for token, score in best.items()]
+
+    def _likeliest(self, logits: Tensor, count: int) -> dict[int, float]:
+        """The log scores of ``count`` tokens, the best first; of equal ones the first first, as in
+        greedy decoding."""
+        law = (logits.double() / self._temperature).log_softmax(-1)
+        best = logits.sort(descending=True, stable=True).indices[:count]
+        return dict(zip(best.tolist(), law[best].tolist(), strict=True))
 
     def _extended(
         self, drafts: Sequence[_Draft], prompt: list[int], logits: Tensor, k: int
     ) -> list[_Draft]:
         """The ``k`` best of all drafts, each unfinished one with each of the likeliest tokens."""
-        law = (logits.double() / self._temperature).log_softmax(-1)
-        best = law.topk(min(3 * k, len(law)))
-        likely = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        likely = self._likeliest(logits, 3 * k)
         found = [draft for draft in drafts if draft.is_finished]
         for draft in drafts:
             if draft.is_finished:

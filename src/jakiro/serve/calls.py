@@ -108,10 +108,12 @@ class Reader:
                 self._held = ""
                 for call in calls:
                     self._tell(call)
-        start = self._held.find(OPEN)
-        inner = start + len(OPEN) if start >= 0 else 0
-        head = _HEAD.match(self._held, inner) if start >= 0 or self._is_forced else None
-        if head is not None and head[1] in self._names:
+        # A tag in the arguments of a call without tags is text like any other.
+        head = self._head(0) if self._is_forced else None
+        start = self._held.find(OPEN) if head is None else -1
+        if start >= 0:
+            head = self._head(start + len(OPEN))
+        if head is not None:
             self._say(self._held[: max(start, 0)].rstrip())
             self._tell(Call.new(head[1], ""))
             self._held = self._held[head.end() :]
@@ -124,6 +126,11 @@ class Reader:
         self._say(self._held[:sure])
         self._held = self._held[sure:]
         return False
+
+    def _head(self, place: int) -> re.Match[str] | None:
+        """How a call of an offered tool begins, if one does there."""
+        found = _HEAD.match(self._held, place)
+        return found if found is not None and found[1] in self._names else None
 
     def _read_whole(self, start: int, is_last: bool) -> bool:
         """What is between the tags from ``start`` on, once it is all there."""

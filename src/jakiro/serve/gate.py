@@ -25,7 +25,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope["path"], headers)
+        refusal = self._refusal(_route(scope), headers)
         if refusal is not None:
             await refusal.response()(scope, receive, send)
             return
@@ -57,6 +57,13 @@ class Gate:
         if length.isascii() and length.isdigit() and len(length) < 20 and int(length) > limit:
             return ApiError(413, _too_long(limit), code="body_too_large")
         return None
+
+
+def _route(scope: Scope) -> str:
+    """The path as routes see it: below the prefix that the application is mounted under, if any."""
+    path: str = scope["path"]
+    below = path.removeprefix(scope.get("root_path", ""))
+    return below if below.startswith("/") else path
 
 
 def _too_long(limit: int) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from jakiro.engine.scheduler import Scheduler
+from jakiro.errors import ConfigError
 from jakiro.serve import logs
 from jakiro.serve.app import create_app
 from jakiro.serve.settings import Settings
@@ -35,17 +39,34 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    scheduler: Scheduler, settings: Settings, *, host: str, port: int, grace_s: float
+    scheduler: Scheduler,
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    grace_s: float,
+    announce: Callable[[], None],
 ) -> None:
-    """Serve until a signal says otherwise. Raises ``ConfigError``."""
+    """Serve until a signal says otherwise; ``announce`` is called once the address is taken.
+    Raises ``ConfigError``."""
+    if not math.isfinite(grace_s):
+        raise ConfigError(f"grace_s must be a finite number of seconds, got {grace_s}")
+    app, taken = create_app(scheduler, settings), _bound(host, port)
+    announce()
     logs.to_stderr()
     config = uvicorn.Config(
-        create_app(scheduler, settings),
-        host=host,
-        port=port,
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(grace_s) + _LAST_WORDS_S,
     )
-    Server(config, scheduler, grace_s).run()
+    Server(config, scheduler, grace_s).run(sockets=[taken])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"cannot listen at {host}, port {port}: {error}") from error

@@ -116,9 +116,14 @@ class Service:
 
     async def _start(self, kind: str, asked: Sampled, prompts: list[list[int]]) -> Job:
         num_choices = len(prompts) * asked.num_choices
+        most = min(self.settings.max_open, self.scheduler.max_open)
+        if num_choices > most:
+            told = f"{num_choices} answers at once; this server makes {most} at most"
+            raise ApiError(400, told, param="n")
         grammar = asking.grammar_of(asked, self.engine.tokenizer)
         compiled = None if grammar is None else await run_sync(self._grammars.compile, grammar)
         self._check_open(num_choices)
+        self.scheduler.check_room(num_choices)
         choices = self._submitted(asked, prompts, compiled)
         job = Job(f"{kind}-{secrets.token_hex(12)}", sum(map(len, prompts)), choices)
         self._num_open += num_choices

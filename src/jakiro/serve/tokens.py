@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jakiro.engine.detokenize import REPLACEMENT, Tokenizer
 from jakiro.engine.request import TokenLogprobs
@@ -48,12 +48,17 @@ class Tokens:
         return TextLogprobs(
             tokens=texts,
             token_logprobs=[max(entry.logprob, FLOOR) for entry in entries],
-            top_logprobs=[
-                {self.text(token): max(logprob, FLOOR) for token, logprob in entry.top.items()}
-                for entry in entries
-            ],
+            top_logprobs=[self._by_text(entry.top) for entry in entries],
             text_offset=starts,
         )
+
+    def _by_text(self, top: Mapping[int, float]) -> dict[str, float]:
+        """The likeliest token of each text: parts of characters all read alike."""
+        found: dict[str, float] = {}
+        for token, logprob in top.items():
+            text = self.text(token)
+            found[text] = max(logprob, FLOOR, found.get(text, FLOOR))
+        return found
 
     def _entry(self, token: int, logprob: float) -> TopLogprob:
         text = self.text(token)

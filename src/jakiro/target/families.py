@@ -103,6 +103,17 @@ def chains_only(config: Any) -> bool:
     return config.model_type == "gpt_neo" and "local" in config.attention_layers
 
 
+def context_length(config: Any) -> int:
+    """Tokens that a text may have. LongRoPE turns to other frequencies, for a whole forward, behind
+    as many as the model was first trained on: keys would depend on what else is in it, so texts end
+    there."""
+    given: Any = getattr(config, "rope_parameters", None) or {}
+    kinds = given.values() if all(isinstance(each, dict) for each in given.values()) else [given]
+    most = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    long = (each for each in kinds if each.get("rope_type") == "longrope")
+    return min((int(each["original_max_position_embeddings"]) for each in long), default=most)
+
+
 def head_transform(config: Any) -> Callable[[Tensor], Tensor]:
     """What a family does to the output of its head: scale (Cohere, Granite), soft cap (Gemma)."""
     scale = float(getattr(config, "logit_scale", None) or 1.0)

@@ -16,7 +16,7 @@ from jakiro.cache.mask import additive, attendable, positions, slot_positions, t
 from jakiro.errors import ConfigError, PromptError, TargetRefused
 from jakiro.target.attention import DEFERRED, GROUPED, attends
 from jakiro.target.compiled import Compiled, bucket
-from jakiro.target.families import causal_lm, head_transform, windows
+from jakiro.target.families import causal_lm, context_length, head_transform, windows
 from jakiro.target.features import LAST_FEATURE, NO_FEATURES, FeatureSpec
 from jakiro.target.modules import rows_of, shared_copy
 from jakiro.target.output import TargetOutput
@@ -51,8 +51,7 @@ class Target:
         self.num_layers = int(self.config.num_hidden_layers)
         self.hidden_size = int(self.config.hidden_size)
         self.vocab_size = int(self.model.get_output_embeddings().weight.shape[0])
-        limit = getattr(self.config, "max_position_embeddings", None)
-        self.context_length = int(limit) if limit else 1 << 30
+        self.context_length = context_length(self.config)
         self.route, self.feature_refusal = "mask", None
         self.route, self.feature_refusal = probe(self)
 

@@ -7,7 +7,7 @@ from itertools import accumulate, product
 from operator import mul
 from typing import Literal, get_args
 
-from jakiro.errors import ConfigError
+from jakiro.errors import ConfigError, check_int
 
 Path = tuple[int, ...]
 Kind = Literal["chain", "static", "beam", "dynamic"]
@@ -30,7 +30,7 @@ EAGLE1_PATHS: tuple[Path, ...] = (
 candidates."""
 
 MAX_NODES = 4096
-"""Of a shape that is written by its fans."""
+"""Of any tree, and more levels or children of a node than anybody drafts."""
 
 FORMS = (
     "chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET[,REACH], beam:DEPTH,WIDTH, static:FANxFANx.., "
@@ -66,8 +66,7 @@ class TreePlan:
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "budget"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_int(name, getattr(self, name), 1, MAX_NODES)
         if self.kind not in KINDS:
             raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if (self.kind == "static") != bool(self.paths):
