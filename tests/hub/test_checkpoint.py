@@ -95,6 +95,7 @@ def test_a_truncated_file_is_refused(saved: Path, kept: int) -> None:
         (lambda c: c["head"].pop("expert_size"), "lacks head settings: expert_size"),
         (lambda c: c["head"].update(colour="red"), "unknown head settings: colour"),
         (lambda c: c.pop("target"), "lacks the entry 'target'"),
+        (lambda c: c.update(notes=None), "notes must be a dict, got None"),
         (lambda c: c.update(format=99), "format 1"),
     ],
 )

@@ -86,3 +86,14 @@ def test_the_pace_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> Non
         pace.step(60)
     assert pace.tokens_per_s == 20
     assert pace.seconds(10) == 30
+
+
+def test_what_files_take_in_a_container_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1000 bytes 900 are taken, 600 of them by files, which are given back when wanted."""
+    monkeypatch.setattr(cost, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 500\nactive_file 100\n")
+    assert free_memory(torch.device("cpu")) == 700

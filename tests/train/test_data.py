@@ -95,6 +95,7 @@ def test_a_tokenizer_that_refuses_is_a_data_error() -> None:
     ("line", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", 'needs either "messages" or "text"'),
         ('{"prompt": "x"}', 'needs either "messages" or "text"'),
         ('{"text": ""}', "non-empty string"),

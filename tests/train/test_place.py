@@ -38,3 +38,15 @@ def test_a_place_that_is_none_is_said(tmp_path: Path) -> None:
         claimed(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_a_place_that_may_not_be_looked_into_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    message = pytest.raises(CheckpointError, match=r"cannot write to .*Permission denied")
+    with message, claimed(tmp_path / "run"):
+        pass

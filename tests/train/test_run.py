@@ -22,7 +22,8 @@ from jakiro.errors import ConfigError, DataError, TargetRefused
 from jakiro.hub import checkpoint
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
-from jakiro.train.run import quantised
+from jakiro.train.run import Reports, _key, quantised
+from jakiro.train.run import train as run
 from jakiro.train.samples import Samples
 from jakiro.train.trainer import Trainer
 from tests.train.support import tiny_target
@@ -166,3 +167,21 @@ def test_a_slow_tokenizer_is_refused_before_anything_is_written(directory: Path)
 def test_help_does_not_import_torch() -> None:
     code = "import sys, jakiro.cli.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_does_not_write_over_its_start(tmp_path: Path) -> None:
+    head = tmp_path / "head"
+    config = TrainConfig(start=str(tmp_path / "." / "head"))
+    nobody = Reports(*[lambda *_: None] * 3)
+    with pytest.raises(ConfigError, match="is the head to start from"):
+        run(tmp_path / "target", [tmp_path / "data.jsonl"], head, config, None, nobody)
+    assert not head.exists()
+
+
+def test_tokens_do_not_depend_on_what_was_tokenised_last(tokenizer: Any) -> None:
+    """Of several processes the first has read prompts, which leaves its mark on the tokenizer."""
+    fresh = copy.deepcopy(tokenizer)
+    fresh.backend_tokenizer.enable_truncation(64)
+    assert _key([], fresh, "64") == _key([], tokenizer, "64")
+    fresh.add_tokens(["another"])
+    assert _key([], fresh, "64") != _key([], tokenizer, "64")

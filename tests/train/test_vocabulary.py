@@ -98,3 +98,18 @@ def test_a_trained_head_is_restricted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no sample with a token"):
         restrict(whole, engine, [empty], 9, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_no_bit_of_a_head_in_float64_is_lost(tmp_path: Path) -> None:
+    engine = jakiro.load(tiny_target(torch.float64).model, "none", tokenizer=word_tokenizer())
+    data, whole, few = (tmp_path / name for name in ("data.jsonl", "whole", "few"))
+    data.write_text('{"text": "w1 w2 w3"}\n')
+    head = world.head(engine.target, "jakiro").double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(1e-12)
+    print_of = engine.target.fingerprint()
+    checkpoint.save(head, whole, print_of, {}, torch.float64)
+    restrict(whole, engine, [data], 10, few)
+    before, after = (load_file(place / "model.safetensors") for place in (whole, few))
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())

@@ -84,6 +84,8 @@ class Copy(Drafter):
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         source = ids if self._source_of is None else self._source_of(ids)
+        if not isinstance(source, Sequence):
+            raise ConfigError(f"source_of must return a list of token ids, got {source!r}")
         self._rows.append(Alignment(list(source), self._max_ngram))
 
     def draft(self, request: DraftRequest) -> TokenTree:

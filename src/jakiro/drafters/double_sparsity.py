@@ -180,7 +180,8 @@ def important(asked: Asked, channels: float) -> Tensor:
 
 def _checked(labels: Tensor, key_size: int) -> Tensor:
     """``labels`` as int64. Raises ``ConfigError`` unless they are channels of keys."""
-    is_table = labels.ndim == 3 and labels.numel() > 0 and not labels.is_floating_point()
+    is_whole = not (labels.is_floating_point() or labels.is_complex())
+    is_table = labels.ndim == 3 and labels.numel() > 0 and is_whole
     if not is_table or not 0 <= int(labels.min()) <= int(labels.max()) < key_size:
         raise ConfigError(
             f"labels must be channels of a key, integers from 0 to {key_size - 1}, in a table "

@@ -103,6 +103,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(config.get(name), kind):
             raise CheckpointError(f"{path} lacks the entry {name!r} (a {kind.__name__})")
+    if not isinstance(config.setdefault("notes", {}), dict):
+        raise CheckpointError(f"{path}: notes must be a dict, got {config['notes']!r}")
     return config
 
 

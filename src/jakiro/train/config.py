@@ -83,6 +83,11 @@ class OneShotOptions:
 
     def __post_init__(self) -> None:
         at_least(self, num_heads=1, num_layers=0, tree_nodes=1)
+        if self.num_layers == 0 and not self.own_head:
+            raise ConfigError(
+                "heads without blocks that share the target's language model head have nothing to "
+                "learn; give them a block, or a head of their own"
+            )
         not_negative(self, "decay")
 
 

@@ -93,7 +93,10 @@ def free_memory(device: torch.device) -> int:
     free = int(psutil.virtual_memory().available)
     with suppress(OSError, ValueError):  # no limit is the word "max", no container no file
         limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
+        # What of files is kept in memory is given back when it is wanted.
+        counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        files = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+        free = min(free, limit - used + files)
     return free
 
 

@@ -53,7 +53,7 @@ class Records:
 def _parse(line: str, place: str) -> Record:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON ({error})") from error
     if not isinstance(value, dict) or ("messages" in value) == ("text" in value):
         raise DataError(f'{place}: needs either "messages" or "text", as {{"text": "..."}}')

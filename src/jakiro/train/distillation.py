@@ -15,7 +15,7 @@ from jakiro.target.features import LAST_FEATURE, FeatureSpec
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
 from jakiro.train.evaluate import chain_levels
-from jakiro.train.frozen import chunk_rows
+from jakiro.train.frozen import chunk_rows, in_parts
 from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.samples import Batch
 
@@ -47,12 +47,9 @@ class Student(nn.Module):
         run = partial(recomputed, self.states, use_reentrant=False) if recompute else self.states
         states = run(inputs).flatten(0, 1)[places]
         size = chunk_rows(features.device, self._teacher(features[:1]).shape[-1])
-        parts = [
-            recomputed(self._measure, *part, use_reentrant=False)
-            for part in zip(states.split(size), features.split(size), strict=True)
-        ]
-        divergences, hits = zip(*parts, strict=True)
-        return torch.cat(divergences), torch.cat(hits)
+        return in_parts(
+            partial(recomputed, self._measure, use_reentrant=False), size, states, features
+        )
 
     def _measure(self, states: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         mine = self.logits(states).float()

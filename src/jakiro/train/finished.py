@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -23,8 +23,8 @@ DRAFT_IDS = "draft_ids"
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """``head`` in float32, the type ``dtype`` that its weights are kept in, its ``notes``, and the
-    ``fingerprint`` of its target."""
+    """``head`` in float32, or in float64 where it was kept so, the type ``dtype`` that its weights
+    are kept in, its ``notes``, and the ``fingerprint`` of its target."""
 
     head: DraftHead
     dtype: torch.dtype
@@ -50,6 +50,8 @@ class Finished:
             )
         stored = load_file(directory / checkpoint.WEIGHTS_FILE)
         dtype = widest({name: tensor for name, tensor in stored.items() if name != DRAFT_IDS})
+        if dtype == torch.float64:
+            head = cast(DraftHead, checkpoint.load(directory, fingerprint, dtype))
         notes = checkpoint.read_config(directory).get("notes", {})
         return cls(head, dtype, notes, fingerprint)
 

@@ -25,6 +25,36 @@ def chunk_bytes(device: torch.device, width: int) -> int:
     return 20 * width * chunk_rows(device, width)
 
 
+def in_parts(
+    measure: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], size: int, one: Tensor, two: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two results of ``measure`` for all rows of ``one`` and ``two``, of which it is given
+    ``size`` at a time."""
+    found: tuple[Tensor, Tensor] | None = None
+    for first in range(0, len(one), size):
+        part = measure(one[first : first + size], two[first : first + size])
+        if found is None:
+            made = (each.new_empty(len(one), *each.shape[1:]) for each in part)
+            found = next(made), next(made)
+        # Into one place: small results of their own would each lie in what logits were freed from,
+        # and the next ones would not fit there any more.
+        for whole, each in zip(found, part, strict=True):
+            whole[first : first + size] = each
+    assert found is not None, "there are rows"
+    return found
+
+
+@torch.no_grad()
+def likeliest(target: Target, features: Tensor) -> Tensor:
+    """The target's choice [...] after ``features`` [..., H]."""
+    rows = features.flatten(0, -2)
+    found = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    size = chunk_rows(rows.device, target.vocab_size)
+    for part, out in zip(rows.split(size), found.split(size), strict=True):
+        out.copy_(target.lm_head(part).argmax(-1))
+    return found.view(features.shape[:-1])
+
+
 def frozen_head(target: Target) -> Callable[[Tensor], Tensor]:
     """``Target.lm_head`` through which gradients pass to the features only: its weights, which may
     require some, are left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jakiro.target.features import LAST_FEATURE
 from jakiro.target.target import Target
 from jakiro.train.config import TrainConfig
 from jakiro.train.evaluate import chain_levels, shifted
-from jakiro.train.frozen import chunk_rows, frozen_head
+from jakiro.train.frozen import chunk_rows, frozen_head, in_parts, likeliest
 from jakiro.train.learner import Learner, Outcome, Tally
 from jakiro.train.samples import Batch
 from jakiro.tree.shapes import TreePlan
@@ -40,12 +41,9 @@ class _Taught(nn.Module):
         """Of features [M, H] and what each of K heads should guess [M, K]: the cross-entropy and
         the rank of the label among the guesses, each [M, K]."""
         size = chunk_rows(features.device, labels.shape[1] * self.heads.config.vocab_size)
-        parts = [
-            recomputed(self._measure, *part, use_reentrant=False)
-            for part in zip(features.split(size), labels.split(size), strict=True)
-        ]
-        losses, ranks = zip(*parts, strict=True)
-        return torch.cat(losses), torch.cat(ranks)
+        return in_parts(
+            partial(recomputed, self._measure, use_reentrant=False), size, features, labels
+        )
 
     def _measure(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.heads(features, self._lm_head).float()
@@ -116,7 +114,7 @@ class MedusaLearner(Learner):
         ids, lengths = batch.ids.to(self.target.device), batch.lengths.to(self.target.device)
         features = self.target.features(ids, lengths, LAST_FEATURE)
         # The choice after place s, which is the token at s + 1 where the target wrote the text.
-        choices = self.target.lm_head(features).argmax(-1)
+        choices = likeliest(self.target, features)
         _, ranks = self.module(rows.features, self._after(choices, rows.places, 1))
         tally = self._count(batch, rows, ranks == 0)
         for head in range(rows.asked.shape[1]):

@@ -21,13 +21,13 @@ def claimed(out: Path) -> Iterator[None]:
     """Make the directory ``out`` and hold it while a run writes there. Raises ``ConfigError`` where
     a model lies that no run has left there, which would be written over, or where another run is
     at work, and ``CheckpointError`` where nothing can be written."""
-    found = [name for name in _OF_MODELS if (out / name).exists()]
-    if found and not any((out / name).exists() for name in (HISTORY_FILE, STATE_FILE)):
-        raise ConfigError(
-            f"{out} holds a model that no training has left there ({', '.join(found)}) and that "
-            "would be written over; give a new directory"
-        )
     try:
+        found = [name for name in _OF_MODELS if (out / name).exists()]
+        if found and not any((out / name).exists() for name in (HISTORY_FILE, STATE_FILE)):
+            raise ConfigError(
+                f"{out} holds a model that no training has left there ({', '.join(found)}) and "
+                "that would be written over; give a new directory"
+            )
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / LOCK_FILE)
         lock.acquire(blocking=False)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from jakiro.drafters.experts import HeadOutput
 from jakiro.drafters.nn import DraftHead, HeadConfig
 from jakiro.target.target import Target
+from jakiro.train.frozen import chunk_rows
 
 
 class _PassCache:
@@ -88,11 +89,12 @@ def best_explaining(target: Target, tokens: Tensor) -> Carry:
         features, weights = output.experts
         with torch.no_grad():
             explained = weights.float().log()
-            # Row by row, so that the logits of a large vocabulary stay small.
-            for row, wanted in enumerate(following):
-                log_probs = target.lm_head(features[row]).float().log_softmax(-1)
+            flat = features.flatten(0, 1), following.flatten(), explained.flatten(0, 1)
+            size = chunk_rows(features.device, features.shape[2] * target.vocab_size)
+            for each, wanted, sums in zip(*(part.split(size) for part in flat), strict=True):
+                log_probs = target.lm_head(each).float().log_softmax(-1)
                 index = wanted[:, None, None].expand(-1, log_probs.shape[1], 1)
-                explained[row] += log_probs.gather(-1, index)[..., 0]
+                sums += log_probs.gather(-1, index)[..., 0]
             choice = explained.argmax(-1)[..., None, None]
         return features.gather(2, choice.expand(-1, -1, 1, features.shape[-1]))[:, :, 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ def train(
     """
     if not data:
         raise ConfigError("no data: give at least one JSONL file")
+    if config.start is not None and Path(config.start).resolve() == out.resolve():
+        raise ConfigError(
+            f"{out} is the head to start from and would be written over; give another"
+        )
     check_tokenizer(target_location(target))
     records = Records(data)
     with joined() as processes, claimed(out) if processes.is_first else nullcontext():
@@ -148,7 +153,9 @@ def _samples(
 def _key(files: Sequence[Path], tokenizer: Any, sizes: str) -> str:
     """What tokens depend on. Files go by size and time of change: reading them takes long, and a
     new time costs a tokenisation, no more, for a run knows its samples by their content."""
-    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), sizes]
+    # How the last call wanted its tokens cut and filled up is no part of what tokens are.
+    told = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    parts = [json.dumps(told), str(tokenizer.chat_template), sizes]
     for path in files:
         try:
             found = path.stat()

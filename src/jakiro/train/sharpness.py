@@ -28,6 +28,7 @@ from jakiro.target.target import Target
 from jakiro.train.data import Records, check_fast, tokenise
 from jakiro.train.features import Lesson, generator_of, teach
 from jakiro.train.finished import Finished
+from jakiro.train.frozen import chunk_rows
 from jakiro.train.learner import Tally, add_up, readings
 from jakiro.train.rollout import rollout
 from jakiro.train.samples import Batch
@@ -49,20 +50,24 @@ def surprise(output: HeadOutput, lesson: Lesson, target: Target, indices: Sequen
     names = [f"surprise_{branch}" for branch in range(1, 2 + len(output.ahead))]
     tally = {name: torch.zeros(2, len(GRID), device=lesson.features.device) for name in names}
     for row, index in enumerate(indices):
-        places = lesson.wanted[row].nonzero()[::EVERY, 0]
-        wanted = target.lm_head(lesson.features[row, places]).float()
-        noise = torch.empty(wanted.shape).exponential_(generator=generator_of(0, index))
-        noise = -noise.log().to(wanted.device)
-        is_noisy = torch.arange(len(places), device=noise.device) % 2 == 1
-        choices = (wanted + is_noisy[:, None] * noise).argmax(-1)
-        for branch, law in enumerate(_laws(output, row, places, target), 1):
-            # Branch c predicts from the pair c places before.
-            asked = places >= branch
-            greedy, noisy = (asked & (is_noisy == kind) for kind in (False, True))
-            alike = _nats(law[greedy], choices[greedy]).repeat(len(WEIGHTS))
-            known = (law[noisy].add(noise[noisy], alpha=weight) for weight in WEIGHTS)
-            apart = torch.cat([_nats(each, choices[noisy]) for each in known])
-            tally[names[branch - 1]] += torch.stack([alike + apart, asked.sum().expand_as(alike)])
+        everywhere, generator = lesson.wanted[row].nonzero()[::EVERY, 0], generator_of(0, index)
+        width = target.lm_head(lesson.features[row, :1]).shape[-1]
+        # Every second place is asked with noise: parts are even.
+        for places in everywhere.split(2 * chunk_rows(everywhere.device, 2 * width)):
+            wanted = target.lm_head(lesson.features[row, places]).float()
+            noise = torch.empty(wanted.shape).exponential_(generator=generator)
+            noise = -noise.log().to(wanted.device)
+            is_noisy = torch.arange(len(places), device=noise.device) % 2 == 1
+            choices = (wanted + is_noisy[:, None] * noise).argmax(-1)
+            for branch, law in enumerate(_laws(output, row, places, target), 1):
+                # Branch c predicts from the pair c places before.
+                asked = places >= branch
+                greedy, noisy = (asked & (is_noisy == kind) for kind in (False, True))
+                alike = _nats(law[greedy], choices[greedy]).repeat(len(WEIGHTS))
+                known = (law[noisy].add(noise[noisy], alpha=weight) for weight in WEIGHTS)
+                apart = torch.cat([_nats(each, choices[noisy]) for each in known])
+                count = asked.sum().expand_as(alike)
+                tally[names[branch - 1]] += torch.stack([alike + apart, count])
     return tally
 
 

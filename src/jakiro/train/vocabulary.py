@@ -42,7 +42,7 @@ def restrict(
     small = DraftHead(replace(whole.head.config, draft_vocab_size=size))
     counts = _counts(engine, data)
     ids = frequent_tokens(counts, size, special_tokens(engine))
-    small.load_state_dict(whole.head.state_dict() | {DRAFT_IDS: ids})
+    small.load_state_dict(whole.head.state_dict() | {DRAFT_IDS: ids}, assign=True)
     share = float(counts[ids].sum() / counts.sum())
     whole.write(small, out, {"draft_vocab_share": share})
     return Restricted(size, len(counts), share)

@@ -7,6 +7,7 @@ the original code).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,7 @@ def head_config(
         "expert_size": source.matrix(expert)[0],
         "vocab_size": target.vocab_size,
         "rope_theta": _rope_theta(source),
-        "rms_norm_eps": float(source.config.get("rms_norm_eps") or 1e-6),
+        "rms_norm_eps": _number(source, "rms_norm_eps", 1e-6),
         "fc_bias": "fc.bias" in source.tensors,
         "qkv_bias": "layers.0.self_attn.q_proj.bias" in source.tensors,
         **_attention(source, target),
@@ -79,7 +80,7 @@ def _attention(source: Source, target: Target) -> dict[str, int]:
         source.matrix(f"layers.0.self_attn.{part}_proj.weight")[0] for part in ("q", "k")
     )
     stated = source.config.get("num_attention_heads")
-    heads = int(stated or target.config.num_attention_heads)
+    heads = int(_number(source, "num_attention_heads", target.config.num_attention_heads))
     origin = "its config.json" if stated else "the target (there is none in config.json)"
     if rows % heads:
         raise CheckpointError(
@@ -121,13 +122,30 @@ def _rope_theta(source: Source) -> float:
     """The rotary base, which ``transformers`` 5 writes into ``rope_parameters``. Raises
     ``CheckpointError`` where these say more of the rotation."""
     stated = source.config.get("rope_parameters") or {}
-    theta = stated.get("rope_theta")
-    if not stated.items() <= {"rope_theta": theta, "rope_type": "default"}.items():
+    theta = stated.get("rope_theta") if isinstance(stated, dict) else None
+    if (
+        not isinstance(stated, dict)
+        or not stated.items() <= {"rope_theta": theta, "rope_type": "default"}.items()
+    ):
         raise CheckpointError(
             f"{source.directory}: config.json has rope_parameters {stated!r}, which these heads do "
             "not have here; supported: rope_theta, with the rope_type 'default'"
         )
-    return float(theta or source.config.get("rope_theta") or 10000.0)
+    return _number(source, "rope_theta", 10000.0, theta)
+
+
+def _number(source: Source, name: str, usual: float, stated: Any = None) -> float:
+    """What is ``stated``, or else what config.json says of ``name``; ``usual`` where it says
+    nothing. Raises ``CheckpointError`` for what is no number above 0."""
+    value = source.config.get(name) if stated is None else stated
+    if value is None:
+        return usual
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise CheckpointError(
+            f"{source.directory}: config.json has {name} {value!r}, which must be a number above 0"
+        )
+    return float(value)
 
 
 def _check_target(source: Source, target: Target, hidden: int) -> None:
