@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from jakiro.bench import recommend as room
 from jakiro.bench.recommend import FINAL_ROUNDS, FINALISTS, candidates, recommend
 from jakiro.bench.statistics import Spread
 from jakiro.bench.suites import Row
-from jakiro.bench.summary import Summary
+from jakiro.bench.summary import Equality, Summary
 from jakiro.drafters.registry import ENTRIES, arbiters
 from jakiro.errors import RowFailed, TargetRefused
 from tests.bench.support import DRAFTED
@@ -62,6 +64,22 @@ def test_a_finalist_that_fails_on_a_later_prompt_is_left_out() -> None:
     found = recommend([Row("a", "a"), Row("b", "b")], trial)
     assert found.drafter == "b"
     assert found.refused == {"a": "a failed on a prompt: out of memory"}
+
+
+@pytest.mark.parametrize(("num_prompts", "drafter"), [(2, "none"), (3, "a")])
+def test_of_two_prompts_nothing_is_sure(num_prompts: int, drafter: str) -> None:
+    spread = Spread.of([1.5] * num_prompts)
+    found = recommend([Row("a", "a")], lambda *_: replace(DRAFTED, method="a", speedup=spread))
+    assert found.drafter == drafter
+
+
+def test_what_writes_other_texts_is_left_out() -> None:
+    def trial(row: Row, count: int | None, rounds: int) -> Summary:
+        return replace(measured(row.name, 1.5), equality=Equality(3, 0, row.name == "a"))
+
+    found = recommend([Row("a", "a"), Row("b", "b")], trial)
+    assert (found.drafter, [*found.refused]) == ("b", ["a"])
+    assert "other texts than plain decoding" in found.refused["a"]
 
 
 def test_without_texts_of_equal_lengths_nothing_is_recommended() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from jakiro.bench.statistics import Spread
 from jakiro.bench.suites import Row
 from jakiro.bench.summary import Summary
 from jakiro.drafters import registry
@@ -18,6 +19,8 @@ from jakiro.hub.bundled import usable_drafters
 
 FINALISTS = 3
 SCREENING_PROMPTS, SCREENING_ROUNDS, FINAL_ROUNDS = 2, 2, 3
+LEAST_PROMPTS = 3
+"""From which on a speedup is believed."""
 
 Trial = Callable[[Row, int | None, int], Summary]
 """A row on so many prompts (None: all), so many rounds, in alternation with plain decoding."""
@@ -86,17 +89,27 @@ def recommend(rows: Sequence[Row], trial: Trial) -> Recommendation:
         found = []
         for row in rows:
             try:
-                found.append(trial(row, count, rounds))
+                summary = trial(row, count, rounds)
             except JakiroError as error:
                 refused[row.name] = str(error)
+                continue
+            if summary.equality is not None and summary.equality.num_bugs:
+                refused[row.name] = "it writes other texts than plain decoding; please report it"
+                continue
+            found.append(summary)
         return sorted(found, key=_speed, reverse=True)
 
     by_name = {row.name: row for row in rows}
     best_first = best_of(rows, SCREENING_PROMPTS, SCREENING_ROUNDS)
     named = [by_name[summary.method] for summary in best_first[:FINALISTS]]
     finals = best_of(named, None, FINAL_ROUNDS)
-    sure = [one for one in finals if one.speedup is not None and one.speedup.interval_low > 1]
+    sure = [one for one in finals if _surely_pays(one.speedup)]
     return Recommendation(sure[0] if sure else None, finals, best_first, refused)
+
+
+def _surely_pays(speedup: Spread | None) -> bool:
+    """An interval of one or two ratios is no more than those."""
+    return speedup is not None and speedup.count >= LEAST_PROMPTS and speedup.interval_low > 1
 
 
 def _speed(summary: Summary) -> float:

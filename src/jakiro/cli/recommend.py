@@ -91,14 +91,15 @@ def _trial(plain: Engine, requests: list[Request], note: Callable[[Text], None])
     from jakiro.bench.runner import PLAIN, EngineMethod, measure
     from jakiro.bench.suites import Row
     from jakiro.bench.summary import Summary, summarise
+    from jakiro.cli.measuring import open_judge
 
-    workshop = Workshop(plain)
+    workshop, judge = Workshop(plain), open_judge(plain)
 
     def trial(row: Row, count: int | None, rounds: int) -> Summary:
         note(Text(f"{row.name}: {'all' if count is None else count} prompts"))
         methods = [EngineMethod(PLAIN, plain), workshop.open(row)[1]]
         asked = requests[:count]
-        return summarise(methods, asked, measure(methods, asked, repetitions=rounds))[1]
+        return summarise(methods, asked, measure(methods, asked, repetitions=rounds), judge)[1]
 
     return trial
 
