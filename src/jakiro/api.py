@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,7 +156,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         options = {name: repr(value) for name, value in (drafter_options or {}).items()}
         made_so = {"definition": repr(law), "drafter_options": options, "compile": compile}
         costs, is_new = _costs(wrapped, made, plan, max_batch_size, made_so)
-        policy = lambda limits: Controller(limits, costs)  # noqa: E731  of the costs of now
+        policy = partial(Controller, costs=costs)
         if is_new:
             # Some drafters learn from what they draft, which were random tokens.
             made = anew()

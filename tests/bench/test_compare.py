@@ -92,6 +92,13 @@ def test_tau_may_move_within_its_spread(tau: Ratio, is_failure: bool) -> None:
     assert ("OUTSIDE" in finding.detail) == is_failure
 
 
+def test_of_two_prompts_no_interval_is_known() -> None:
+    moved = replace(DRAFTED, tau=Ratio(2.5, 2.2, 2.9), num_prompts=2)
+    (finding,) = differing(against(with_drafted(moved)))
+    assert (finding.quantity, finding.is_failure) == ("τ", False)
+    assert "too few prompts to know" in finding.detail
+
+
 def test_alpha_is_compared_at_every_depth() -> None:
     alpha = [Ratio(0.8, 0.7, 0.9), Ratio(0.1, 0.0, 0.2), None]
     (finding,) = differing(against(with_drafted(replace(DRAFTED, alpha=alpha))))

@@ -2,7 +2,7 @@
 
 Texts differ by near-ties only, or there is a bug. Where all texts of a method are equal, τ and α
 may still move a little, since drafts are rounded too; they fail where their intervals over
-prompts have nothing in common. Speeds are compared and never fail.
+three prompts or more have nothing in common. Speeds are compared and never fail.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jakiro.bench.grid import Prompts
 from jakiro.bench.report import Cell, Report
 from jakiro.bench.runner import PLAIN, Request
 from jakiro.bench.settings import Place
-from jakiro.bench.statistics import Ratio, Spread
+from jakiro.bench.statistics import LEAST_PROMPTS, Ratio, Spread
 from jakiro.bench.summary import Summary
 from jakiro.errors import ConfigError
 
@@ -83,9 +83,10 @@ def _methods(cell: Cell, other: Cell) -> Iterator[Finding]:
     for summary in cell.methods:
         if (now := found.get(summary.method)) is not None:
             yield _texts(cell.place, summary, now)
-            yield _ratio(cell.place, summary.method, "τ", (summary.tau, now.tau))
+            few = min(summary.num_prompts, now.num_prompts) < LEAST_PROMPTS
+            yield _ratio(cell.place, summary.method, "τ", (summary.tau, now.tau), few)
             for depth, pair in enumerate(zip_longest(summary.alpha, now.alpha), start=1):
-                yield _ratio(cell.place, summary.method, f"α at depth {depth}", pair)
+                yield _ratio(cell.place, summary.method, f"α at depth {depth}", pair, few)
             yield _speed(cell.place, summary.method, summary.speedup, now.speedup)
 
 
@@ -101,7 +102,11 @@ def _texts(place: Place, before: Summary, now: Summary) -> Finding:
 
 
 def _ratio(
-    place: Place, method: str, quantity: str, pair: tuple[Ratio | None, Ratio | None]
+    place: Place,
+    method: str,
+    quantity: str,
+    pair: tuple[Ratio | None, Ratio | None],
+    is_of_few: bool,
 ) -> Finding:
     before, now = pair
     if before is None or now is None:
@@ -111,11 +116,13 @@ def _ratio(
     detail = f"{now.value:.4f}"
     if not is_equal:
         word = "inside" if before.overlaps(now) else "OUTSIDE"
+        word = "too few prompts to know" if is_of_few else word
         detail += (
             f", was {before.value:.4f} ({before.interval_low:.4f} - {before.interval_high:.4f}): "
             f"{word} the spread over prompts"
         )
-    return Finding(place, method, quantity, is_equal, not before.overlaps(now), detail)
+    is_outside = not before.overlaps(now) and not is_of_few
+    return Finding(place, method, quantity, is_equal, is_outside, detail)
 
 
 def _speed(place: Place, method: str, before: Spread | None, now: Spread | None) -> Finding:

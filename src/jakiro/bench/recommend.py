@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from jakiro.bench.statistics import Spread
+from jakiro.bench.statistics import LEAST_PROMPTS, Spread
 from jakiro.bench.suites import Row
 from jakiro.bench.summary import Summary
 from jakiro.drafters import registry
@@ -19,8 +19,6 @@ from jakiro.hub.bundled import usable_drafters
 
 FINALISTS = 3
 SCREENING_PROMPTS, SCREENING_ROUNDS, FINAL_ROUNDS = 2, 2, 3
-LEAST_PROMPTS = 3
-"""From which on a speedup is believed."""
 
 Trial = Callable[[Row, int | None, int], Summary]
 """A row on so many prompts (None: all), so many rounds, in alternation with plain decoding."""
@@ -108,7 +106,6 @@ def recommend(rows: Sequence[Row], trial: Trial) -> Recommendation:
 
 
 def _surely_pays(speedup: Spread | None) -> bool:
-    """An interval of one or two ratios is no more than those."""
     return speedup is not None and speedup.count >= LEAST_PROMPTS and speedup.interval_low > 1
 
 

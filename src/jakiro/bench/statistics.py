@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEAST_PROMPTS = 3
+"""From which on an interval says anything: of one it is a point."""
 NGRAM = 8
 LOOP_SHARE = 0.5
 
