@@ -54,7 +54,7 @@ def test_parse_refuses(text: str) -> None:
 
 @pytest.mark.parametrize("field", ["depth", "width", "budget"])
 def test_limits_are_positive(field: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{field} must be an integer in 1\.\.4096, got 0"):
+    with pytest.raises(ConfigError, match=rf"{field} must be an integer in 1\.\.16384, got 0"):
         TreePlan(**{field: 0})
 
 

@@ -30,7 +30,10 @@ EAGLE1_PATHS: tuple[Path, ...] = (
 candidates."""
 
 MAX_NODES = 4096
-"""Of any tree, and more levels or children of a node than anybody drafts."""
+"""Of a shape that is written by its fans."""
+
+MAX_SIZE = 1 << 14
+"""Depth, width and budget at most: beyond any use, and its masks still fit into memory."""
 
 FORMS = (
     "chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET[,REACH], beam:DEPTH,WIDTH, static:FANxFANx.., "
@@ -66,7 +69,7 @@ class TreePlan:
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "budget"):
-            check_int(name, getattr(self, name), 1, MAX_NODES)
+            check_int(name, getattr(self, name), 1, MAX_SIZE)
         if self.kind not in KINDS:
             raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if (self.kind == "static") != bool(self.paths):
