@@ -68,3 +68,4 @@ def test_parts_add_up_with_their_gradients() -> None:
         found = in_parts(measure, size, one, two)
         assert all(torch.equal(*pair) for pair in zip(found, whole, strict=True))
         assert torch.allclose(torch.autograd.grad(found[0].square().sum(), one)[0], wanted)
+    assert [len(each) for each in in_parts(measure, 3, one[:0], two[:0])] == [0, 0]

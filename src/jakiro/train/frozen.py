@@ -31,7 +31,7 @@ def in_parts(
     """The two results of ``measure`` for all rows of ``one`` and ``two``, of which it is given
     ``size`` at a time."""
     found: tuple[Tensor, Tensor] | None = None
-    for first in range(0, len(one), size):
+    for first in range(0, max(1, len(one)), size):
         part = measure(one[first : first + size], two[first : first + size])
         if found is None:
             made = (each.new_empty(len(one), *each.shape[1:]) for each in part)
@@ -40,7 +40,7 @@ def in_parts(
         # and the next ones would not fit there any more.
         for whole, each in zip(found, part, strict=True):
             whole[first : first + size] = each
-    assert found is not None, "there are rows"
+    assert found is not None, "no rows are one part"
     return found
 
 
