@@ -79,9 +79,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         drafter: a registered name; a directory with a head of any trained method or with a causal
             language model of the same tokenizer; such a model, loaded; ``ARBITER+`` a name or
             directory; a drafter that no other engine uses; or a function that makes one of the
-            target. A registered name wins over a directory called so. Trained drafters by name are
-            the bundled ones and need the bundled target. None: the bundled Jakiro head for the
-            bundled target, prompt lookup for any other.
+            target (asked twice where costs are measured). A registered name wins over a directory
+            called so. Trained drafters by name are the bundled ones and need the bundled target.
+            None: the bundled Jakiro head for the bundled target, prompt lookup for any other.
         drafter_options: arguments of the drafter's class, for example ``{"window": 128}`` of a
             head; they go before what its checkpoint recommends. Of ``ARBITER+DRAFTER`` they are
             the drafter's.
@@ -158,7 +158,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         costs, is_new = _costs(wrapped, made, plan, max_batch_size, made_so)
         policy = partial(Controller, costs=costs)
         if is_new:
-            # Some drafters learn from what they draft, which were random tokens.
+            # Some drafters learn from what they draft, which were random tokens. The next one comes
+            # when the weights of this one have gone.
+            del made
             made = anew()
     return Engine(
         wrapped,

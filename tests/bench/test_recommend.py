@@ -71,6 +71,7 @@ def test_of_two_prompts_nothing_is_sure(num_prompts: int, drafter: str) -> None:
     spread = Spread.of([1.5] * num_prompts)
     found = recommend([Row("a", "a")], lambda *_: replace(DRAFTED, method="a", speedup=spread))
     assert found.drafter == drafter
+    assert ("give more" in found.reason) == (drafter == "none")
 
 
 def test_what_writes_other_texts_is_left_out() -> None:

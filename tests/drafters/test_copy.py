@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,3 +72,9 @@ def test_the_prompt_is_the_source_unless_said_otherwise() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="max_ngram must be at least 1, got 0"):
         Copy(max_ngram=0)
+
+
+@pytest.mark.parametrize("source", [None, "abc", [1.5]])
+def test_a_source_is_a_list_of_token_ids(source: Any) -> None:
+    with pytest.raises(ConfigError, match="source_of must return a list of token ids, got"):
+        Copy(lambda ids: source).begin([1, 2, 3], None)

@@ -297,36 +297,37 @@ def test_a_function_of_the_target_is_a_drafter() -> None:
     assert done.token_ids == list(world.truth("llama", "greedy", 2)[:8])
 
 
-class Poisoned(LayerSkip):
-    """What its view writes into the caches is no number any more once the draft is made."""
+@pytest.mark.parametrize("case", ["layer_skip", "kangaroo/wide"])
+def test_a_view_that_breaks_down_ends_no_request(case: str) -> None:
+    """What it leaves behind the tree that is verified is shown, under a mask, to attention."""
+    target, rows = world.target("llama"), (0, 3, 1)
+    drafter: Any = world.make_drafter(case, target)
+    grow, left = drafter._grow, []
 
-    def _grow(self, request: DraftRequest, cache: KVCache, *rest: Any) -> Any:
-        tree, fed = super()._grow(request, cache, *rest)
-        assert fed.num_nodes > tree.num_nodes
+    def poisoned(request: DraftRequest, cache: KVCache, *rest: Any) -> Any:
+        tree, fed = grow(request, cache, *rest)
+        left.append(fed.num_nodes - tree.num_nodes)
         for row, length in enumerate(cache.lengths):
             for store in cache._stores:
                 store.data[:, row, :, length : length + fed.num_nodes] = torch.nan
         return tree, fed
 
-
-def test_a_view_that_breaks_down_ends_no_request() -> None:
-    """Longer rows see what it left in the caches of shorter ones behind the tree that is verified,
-    under a mask."""
-    target, rows = world.target("llama"), (0, 3, 1)
+    drafter._grow = poisoned
     plan = TreePlan.parse("dynamic:4,4,2")
-    engine = world.make_engine(target, Poisoned(target, speedup=1.0), plan, max_batch_size=3)
+    engine = world.make_engine(target, drafter, plan, max_batch_size=3)
     prompts = [list(world.prompt(row)) for row in rows]
     assert len({*map(len, prompts)}) > 1
     done = engine.generate(prompts, [world.params("top_p", row) for row in rows])
     truths = [list(world.truth("llama", "top_p", row)) for row in rows]
     assert [each.token_ids for each in done] == truths
+    assert max(left) > 0
 
 
 def test_sums_of_codes_stay_in_the_range_of_float16() -> None:
-    layer = torch.nn.Linear(700, 4, bias=False).half()
-    rows = torch.ones(1, 700, dtype=torch.float16)
+    layer = torch.nn.Linear(8, 4, bias=False).half()
+    rows = torch.full((1, 8), 3e4, dtype=torch.float16)
     with torch.no_grad():
-        layer.weight.fill_(0.5)
+        layer.weight.fill_(0.02)
         wanted = layer(rows)
         _rounded_to(8)(layer)
         found = layer(rows)

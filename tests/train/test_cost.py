@@ -97,3 +97,5 @@ def test_what_files_take_in_a_container_is_free(
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 500\nactive_file 100\n")
     assert free_memory(torch.device("cpu")) == 700
+    (tmp_path / "memory.stat").unlink()
+    assert free_memory(torch.device("cpu")) == 100

@@ -106,8 +106,9 @@ def start(script: str, count: int, *arguments: str) -> str:
     finally:
         for process in processes:
             process.kill()
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
+    # One that fails takes the others with it: what all of them said.
+    said = "\n".join(errors for _, errors in outputs)
+    assert all(process.returncode == 0 for process in processes), said
     return "".join(printed for printed, _ in outputs)
 
 

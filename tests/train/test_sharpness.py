@@ -30,7 +30,7 @@ from tests.conformance import world
 from tests.train.support import tiny_target, word_tokenizer
 
 VOCABULARY, ROWS, PLACES = 30, 4, 8_000
-TARGET: Any = SimpleNamespace(lm_head=lambda features: features)
+TARGET: Any = SimpleNamespace(lm_head=lambda features: features, vocab_size=VOCABULARY)
 """Its features are its logits."""
 
 

@@ -20,6 +20,7 @@ from jakiro.bench.statistics import LEAST_PROMPTS, Ratio, Spread
 from jakiro.bench.summary import Summary
 from jakiro.errors import ConfigError
 
+TAU = "τ"
 TOLERANCE = 1e-9
 """Counts are integers: ratios of the same counts agree to rounding."""
 
@@ -84,7 +85,7 @@ def _methods(cell: Cell, other: Cell) -> Iterator[Finding]:
         if (now := found.get(summary.method)) is not None:
             yield _texts(cell.place, summary, now)
             few = min(summary.num_prompts, now.num_prompts) < LEAST_PROMPTS
-            yield _ratio(cell.place, summary.method, "τ", (summary.tau, now.tau), few)
+            yield _ratio(cell.place, summary.method, TAU, (summary.tau, now.tau), few)
             for depth, pair in enumerate(zip_longest(summary.alpha, now.alpha), start=1):
                 yield _ratio(cell.place, summary.method, f"α at depth {depth}", pair, few)
             yield _speed(cell.place, summary.method, summary.speedup, now.speedup)
@@ -110,8 +111,10 @@ def _ratio(
 ) -> Finding:
     before, now = pair
     if before is None or now is None:
+        # How deep the deepest draft goes may depend on a rounding, or on times.
         is_equal = before is now
-        return Finding(place, method, quantity, is_equal, not is_equal, "not measured on one side")
+        is_failure = not is_equal and quantity == TAU and not is_of_few
+        return Finding(place, method, quantity, is_equal, is_failure, "not measured on one side")
     is_equal = abs(before.value - now.value) <= TOLERANCE
     detail = f"{now.value:.4f}"
     if not is_equal:

@@ -62,7 +62,7 @@ def rounding_bound(dtype: torch.dtype, logits: Tensor) -> float:
     if dtype == torch.float32:
         return FLOAT32_BOUND
     # What a model masks it sets to something huge, which is no sum that was rounded.
-    said = logits[logits > logits.max() - FARTHEST]
+    said = logits.masked_fill(logits <= logits.max() - FARTHEST, 0.0)
     return NUM_ROUNDINGS * torch.finfo(dtype).eps * float(said.abs().max())
 
 

@@ -61,7 +61,9 @@ class Recommendation:
                 f"{first.shares.draft:.0%} drafting and {first.shares.verify:.0%} verifying"
             )
         if self.best is None:
-            return f"Nothing surely pays. The best, {found}."
+            few = f"; of fewer than {LEAST_PROMPTS} prompts that says nothing, give more"
+            told = few if first.speedup.count < LEAST_PROMPTS else ""
+            return f"Nothing surely pays. The best, {found}{told}."
         return f"{found}."
 
 

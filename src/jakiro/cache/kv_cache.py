@@ -93,7 +93,7 @@ class KVCache(Cache):
         self._max_rows = 1
         self._capacity = 0
         self._used = 0
-        # The most slots that a forward has written behind a row's length since the last wipe.
+        # Slots written behind a row's length since something was committed or wiped.
         self._scratch = 0
 
     # -- rows ---------------------------------------------------------------------------------
@@ -235,8 +235,11 @@ class KVCache(Cache):
         return keys.put(i, key_states), values.put(j, value_states)
 
     def wipe(self) -> None:
-        """Zero what was written behind the committed tokens of all rows. A mask hides it from rows
-        that end before, but what it hides is multiplied by zero, which no infinity survives."""
+        """Zero what was written behind the committed tokens of all rows since the last commit. Rows
+        that end before are shown it under a mask, but what a mask hides is multiplied by zero,
+        which no infinity survives."""
+        if not self._scratch:
+            return
         for row, length in enumerate(self.lengths):
             end = min(length + self._scratch, self._capacity)
             for store in self._stores:
@@ -248,6 +251,7 @@ class KVCache(Cache):
     def advance(self, row: int, num_tokens: int) -> None:
         """The ``num_tokens`` entries last written to ``row`` are committed, in place."""
         self.lengths[row] += num_tokens
+        self._scratch = 0
 
     def cut(self, row: int, length: int) -> None:
         """Of ``row``, entries from ``length`` on are committed no more."""
@@ -268,6 +272,7 @@ class KVCache(Cache):
             for depth, node in enumerate(path)
             if node != depth
         ]
+        self._scratch = 0
         for row, path in enumerate(paths):
             self.lengths[row] += len(path)
         if moves:

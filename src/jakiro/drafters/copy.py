@@ -3,6 +3,7 @@ the source itself is the draft."""
 
 from __future__ import annotations
 
+import reprlib
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -84,8 +85,10 @@ class Copy(Drafter):
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         source = ids if self._source_of is None else self._source_of(ids)
-        if not isinstance(source, Sequence):
-            raise ConfigError(f"source_of must return a list of token ids, got {source!r}")
+        if not (isinstance(source, Sequence) and all(isinstance(each, int) for each in source)):
+            raise ConfigError(
+                f"source_of must return a list of token ids, got {reprlib.repr(source)}"
+            )
         self._rows.append(Alignment(list(source), self._max_ngram))
 
     def draft(self, request: DraftRequest) -> TokenTree:

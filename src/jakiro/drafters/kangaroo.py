@@ -142,7 +142,9 @@ class Kangaroo(LevelDrafter):
         cache = request.cache
         assert cache is not None, "an adapter reads what a view writes into the target's cache"
         out = self._feed(TokenTree.root_only(request.roots), cache, 0)
-        return self._grow(request, cache, out.logits, request.depth_caps)[0]
+        tree = self._grow(request, cache, out.logits, request.depth_caps)[0]
+        cache.wipe()
+        return tree
 
     def accept(self, tree: TokenTree, verdict: Verdict, out: TargetOutput) -> None:
         assert out.features is not None

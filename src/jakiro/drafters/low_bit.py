@@ -57,10 +57,6 @@ def nested_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return nested.to(torch.int8), scale
 
 
-_UNIT = 128
-"""Codes are whole numbers of at most this size."""
-
-
 class _RoundedLinear(nn.Linear):
     """Reads its integer codes; the parameters of the layer it shares are not read, but the bias."""
 
@@ -75,9 +71,9 @@ class _RoundedLinear(nn.Linear):
             out = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scale)
             out = out.to(input.dtype).view(*input.shape[:-1], self.out_features)
         else:
-            # Of float16, sums of whole codes would leave the range.
-            codes = self.codes.to(input.dtype) / _UNIT
-            out = F.linear(input, codes) * (_UNIT * self.scale).to(input.dtype)
+            # Scaled before they are summed: sums of codes would leave the range of float16.
+            weight = self.codes.to(input.dtype) * self.scale[:, None].to(input.dtype)
+            out = F.linear(input, weight)
         return out if self.bias is None else out + self.bias
 
 

@@ -2,7 +2,8 @@
 
 The view works in the target's cache. Committed entries are the target's own, so the draft starts
 from exact keys and values whatever the view leaves out; the entries of a draft lie behind them and
-wiped, as the target may verify fewer nodes. Hence nothing is remembered between cycles.
+are wiped, as the target may verify fewer nodes than were fed. Hence nothing is remembered between
+cycles.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ class Engine:
     def enqueue(self, request: Request) -> None:
         """Let a prepared request wait for its turn."""
         if len(self._waiting) >= self._crowd:
-            # Who has been cancelled behind others that wait would stay until it is his turn.
+            # A request cancelled behind others would stay until its turn.
             self._waiting = deque(each for each in self._waiting if each.finish_reason is None)
             self._crowd = max(_CROWD, 2 * len(self._waiting))
         self._waiting.append(request)

@@ -136,7 +136,9 @@ class Superposed:
         """The log scores of ``count`` tokens, the best first; of equal ones the first first, as in
         greedy decoding."""
         law = (logits.double() / self._temperature).log_softmax(-1)
-        best = logits.sort(descending=True, stable=True).indices[:count]
+        least = logits.topk(min(count, len(logits))).values[-1]
+        likely = (logits >= least).nonzero()[:, 0]
+        best = likely[logits[likely].sort(descending=True, stable=True).indices[:count]]
         return dict(zip(best.tolist(), law[best].tolist(), strict=True))
 
     def _extended(

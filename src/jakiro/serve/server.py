@@ -6,7 +6,7 @@ import math
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -50,8 +50,8 @@ def serve(
     """Serve until a signal says otherwise; ``announce`` is called once the address is taken.
     Raises ``ConfigError``."""
     if not math.isfinite(grace_s):
-        raise ConfigError(f"grace_s must be a finite number of seconds, got {grace_s}")
-    app, taken = create_app(scheduler, settings), _bound(host, port)
+        raise ConfigError(f"grace_s must be a finite number of seconds from 0 on, got {grace_s}")
+    app, taken = create_app(scheduler, settings), list(_bound(host, port))
     announce()
     logs.to_stderr()
     config = uvicorn.Config(
@@ -61,12 +61,16 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=int(grace_s) + _LAST_WORDS_S,
     )
-    Server(config, scheduler, grace_s).run(sockets=[taken])
+    Server(config, scheduler, grace_s).run(sockets=taken)
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Listening at every address that ``host`` has."""
     try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {host}, port {port}: {error}") from error
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in dict.fromkeys(found):
+            yield socket.create_server(address, family=family)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen at {host}, port {port}: {error}; give another --host or --port"
+        ) from error

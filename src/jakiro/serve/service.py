@@ -118,8 +118,8 @@ class Service:
         num_choices = len(prompts) * asked.num_choices
         most = min(self.settings.max_open, self.scheduler.max_open)
         if num_choices > most:
-            told = f"{num_choices} answers at once; this server makes {most} at most"
-            raise ApiError(400, told, param="n")
+            told = f"{num_choices} answers at once; this server makes {most} at most, ask for fewer"
+            raise ApiError(400, told, param="n" if len(prompts) == 1 else "prompt")
         grammar = asking.grammar_of(asked, self.engine.tokenizer)
         compiled = None if grammar is None else await run_sync(self._grammars.compile, grammar)
         self._check_open(num_choices)

@@ -85,7 +85,9 @@ class View(Target):
         }
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         tokens = torch.tensor([ids], device=self.device)
-        return self.forward(tokens, where[None], mask, cache).logits[0]
+        logits = self.forward(tokens, where[None], mask, cache).logits[0]
+        cache.wipe()
+        return logits
 
 
 class Gates:

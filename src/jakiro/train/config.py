@@ -85,8 +85,8 @@ class OneShotOptions:
         at_least(self, num_heads=1, num_layers=0, tree_nodes=1)
         if self.num_layers == 0 and not self.own_head:
             raise ConfigError(
-                "heads without blocks that share the target's language model head have nothing to "
-                "learn; give them a block, or a head of their own"
+                "num_layers 0 without own_head leaves heads nothing to learn; give num_layers of "
+                "at least 1, or own_head"
             )
         not_negative(self, "decay")
 

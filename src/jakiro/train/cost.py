@@ -93,11 +93,16 @@ def free_memory(device: torch.device) -> int:
     free = int(psutil.virtual_memory().available)
     with suppress(OSError, ValueError):  # no limit is the word "max", no container no file
         limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        # What of files is kept in memory is given back when it is wanted.
-        counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        files = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
-        free = min(free, limit - used + files)
+        free = min(free, limit - used + _of_files())
     return free
+
+
+def _of_files() -> int:
+    """Bytes of files that a container keeps in memory, which are given back when wanted."""
+    with suppress(OSError, ValueError):
+        counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return 0
 
 
 def estimate(

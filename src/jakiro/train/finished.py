@@ -52,7 +52,7 @@ class Finished:
         dtype = widest({name: tensor for name, tensor in stored.items() if name != DRAFT_IDS})
         if dtype == torch.float64:
             head = cast(DraftHead, checkpoint.load(directory, fingerprint, dtype))
-        notes = checkpoint.read_config(directory).get("notes", {})
+        notes = checkpoint.read_config(directory)["notes"]
         return cls(head, dtype, notes, fingerprint)
 
     def write(self, head: DraftHead, out: Path, notes: Mapping[str, Any]) -> None:

@@ -88,7 +88,7 @@ def best_explaining(target: Target, tokens: Tensor) -> Carry:
         assert output.experts is not None, "a head of one feature has nothing to choose"
         features, weights = output.experts
         with torch.no_grad():
-            explained = weights.float().log()
+            explained = weights.float().log().contiguous()
             flat = features.flatten(0, 1), following.flatten(), explained.flatten(0, 1)
             size = chunk_rows(features.device, features.shape[2] * target.vocab_size)
             for each, wanted, sums in zip(*(part.split(size) for part in flat), strict=True):

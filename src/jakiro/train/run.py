@@ -62,7 +62,7 @@ def train(
         raise ConfigError("no data: give at least one JSONL file")
     if config.start is not None and Path(config.start).resolve() == out.resolve():
         raise ConfigError(
-            f"{out} is the head to start from and would be written over; give another"
+            f"{out} is the head to start from and would be written over; give another directory"
         )
     check_tokenizer(target_location(target))
     records = Records(data)

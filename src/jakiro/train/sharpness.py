@@ -51,9 +51,8 @@ def surprise(output: HeadOutput, lesson: Lesson, target: Target, indices: Sequen
     tally = {name: torch.zeros(2, len(GRID), device=lesson.features.device) for name in names}
     for row, index in enumerate(indices):
         everywhere, generator = lesson.wanted[row].nonzero()[::EVERY, 0], generator_of(0, index)
-        width = target.lm_head(lesson.features[row, :1]).shape[-1]
         # Every second place is asked with noise: parts are even.
-        for places in everywhere.split(2 * chunk_rows(everywhere.device, 2 * width)):
+        for places in everywhere.split(2 * chunk_rows(everywhere.device, 2 * target.vocab_size)):
             wanted = target.lm_head(lesson.features[row, places]).float()
             noise = torch.empty(wanted.shape).exponential_(generator=generator)
             noise = -noise.log().to(wanted.device)

@@ -33,7 +33,7 @@ MAX_NODES = 4096
 """Of a shape that is written by its fans."""
 
 MAX_SIZE = 1 << 14
-"""Depth, width and budget at most: beyond any use, and its masks still fit into memory."""
+"""Depth, width and budget at most: more is a slip of the finger."""
 
 FORMS = (
     "chain:DEPTH, dynamic:DEPTH,WIDTH,BUDGET[,REACH], beam:DEPTH,WIDTH, static:FANxFANx.., "

@@ -300,7 +300,10 @@ Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
         (lambda t, c: c.update(num_hidden_layers=2), "num_hidden_layers 2"),
         (lambda t, c: c.update(num_attention_heads="four"), "num_attention_heads 'four'"),
         (lambda t, c: c.update(rms_norm_eps=float("nan")), "rms_norm_eps nan, which must be"),
-        (lambda t, c: c.update(rope_theta=-1), "rope_theta -1, which must be a number above 0"),
+        (
+            lambda t, c: c.update(rope_theta=-1),
+            "rope_theta -1, which must be a finite number above 0",
+        ),
         (lambda t, c: c.update(rope_parameters={"rope_theta": "x"}), "rope_theta 'x'"),
         (lambda t, c: c.update(rope_parameters="x"), "rope_parameters 'x'"),
     ],

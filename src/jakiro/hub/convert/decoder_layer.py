@@ -143,7 +143,8 @@ def _number(source: Source, name: str, usual: float, stated: Any = None) -> floa
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
         raise CheckpointError(
-            f"{source.directory}: config.json has {name} {value!r}, which must be a number above 0"
+            f"{source.directory}: config.json has {name} {value!r}, which must be a finite "
+            "number above 0"
         )
     return float(value)
 
