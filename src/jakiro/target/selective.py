@@ -116,7 +116,7 @@ class SelectiveView(View):
     def observe(self, ids: list[int], cache: KVCache, row: int) -> list[Asked]:
         """What every layer is asked when the last committed tokens ``ids`` of ``row`` are run again
         as the target runs them: T queries over the whole text. Keys and values are views of the
-        cache."""
+        cache, good until it is wiped."""
         seen: list[Asked] = []
         usual, self.attend = self.attend, lambda asked: seen.append(asked)
         self._is_selecting = True

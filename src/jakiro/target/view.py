@@ -70,8 +70,8 @@ class View(Target):
     @torch.no_grad()
     def replay(self, ids: list[int], cache: KVCache, row: int) -> Tensor:
         """Logits [T, V] of the view at the last T committed tokens ``ids`` of ``row``: what it
-        would have said in their place. Only slots behind the committed ones are written. For
-        targets of route ``mask``."""
+        would have said in their place. Only slots behind the committed ones are written, for the
+        caller to wipe. For targets of route ``mask``."""
         count, length = len(ids), cache.lengths[row]
         span = cache.aim(slice(row, row + 1), count)
         slots = torch.arange(span, device=self.device)
@@ -85,9 +85,7 @@ class View(Target):
         }
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         tokens = torch.tensor([ids], device=self.device)
-        logits = self.forward(tokens, where[None], mask, cache).logits[0]
-        cache.wipe()
-        return logits
+        return self.forward(tokens, where[None], mask, cache).logits[0]
 
 
 class Gates:
