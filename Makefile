@@ -6,7 +6,7 @@ VLLM_ENV ?= build/vllm
 RAY_ENV ?= build/ray
 GUIDELLM_ENV ?= build/guidellm
 
-.PHONY: help setup demo test test-page oldest check planted fuzz compiled bench bench-gpu load load-guidellm docs test-vllm bench-vllm test-ray clean
+.PHONY: help setup demo test test-page oldest check planted fuzz compiled targets bench bench-gpu load load-guidellm docs test-vllm bench-vllm test-ray clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ planted: setup ## every planted bug must be caught by its named oracle
 
 compiled: setup ## what is compiled, through the compiler of torch (minutes)
 	JAKIRO_COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/engine/test_compile.py tests/train/test_losses.py
+
+targets: setup ## every class for causal language modelling of transformers against the oracle (minutes)
+	$(BIN)/python -m tests.architectures --out docs/benchmarks/targets.json
 
 fuzz: setup ## random requests to the server, made from its own OpenAPI document: none may end in 5xx
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt schemathesis

@@ -1,6 +1,6 @@
 """Writes what the documentation takes from the program: ``docs/commands.md``, the help of every
 command as it is printed, ``docs/methods.md``, what the registries say of every method, and the
-tables in ``docs/rules.md`` and ``docs/benchmarks.md``.
+tables in ``docs/rules.md``, ``docs/targets.md`` and ``docs/benchmarks.md``.
 
 A table stands between ``<!-- table: FILE.json -->`` and ``<!-- end -->``; ``FILE.json`` is the
 report of ``jakiro bench --out``, copied to ``docs/benchmarks``; everything around it is written by
@@ -28,7 +28,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "commands.md"
 METHODS, RULES_PAGE = DOCS / "methods.md", DOCS / "rules.md"
 BENCHMARKS, REPORTS = DOCS / "benchmarks.md", DOCS / "benchmarks"
-SERVING = DOCS / "serving.md"
+SERVING, TARGETS = DOCS / "serving.md", DOCS / "targets.md"
 WIDTH = 90
 
 INTRODUCTION = """# Commands
@@ -67,6 +67,7 @@ NEEDS = {
     "target": "nothing: a view of the target",
 }
 MATRIX = re.compile(r"(<!-- rules -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+CLASSES = re.compile(r"(<!-- targets -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 LOAD = re.compile(r"(<!-- load: (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 SCRIPTS = re.compile(
     r"(<!-- (views|memory|replay): (\S+)\.json -->\n).*?(<!-- end -->)", flags=re.DOTALL
@@ -167,6 +168,52 @@ def fill_rules(page: str) -> str:
     """``page`` with the table of rules as their contracts say."""
     lines = "\n".join(matrix())
     return MATRIX.sub(lambda found: f"{found[1]}\n{lines}\n\n{found[2]}", page)
+
+
+def fill_targets(page: str, reports: Path) -> str:
+    """``page`` with what ``tests.architectures`` found of every class."""
+    from jakiro.bench.tables import table
+
+    report = json.loads((reports / "targets.json").read_text("utf-8"))
+    of: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        of.setdefault(row["outcome"], []).append(row)
+    exact, refused, unmade = (of.pop(name, []) for name in ("exact", "refused", "not made"))
+    assert not of, f"what is wrong must be mended first: {list(of)}"
+    lines = [
+        f"{_origin(report)}, transformers {report['environment']['versions']['transformers']}.",
+        "",
+        f"## Exact: {len(exact)} classes",
+        "",
+        *table(
+            ("model type", "class", "way in", "heads", "views"),
+            (
+                (
+                    f"`{row['model_type']}`",
+                    row["name"],
+                    row["route"],
+                    "yes" if row["reads"] else "no",
+                    str(len(row["views"])),
+                )
+                for row in exact
+            ),
+        ),
+        "",
+        f"## Refused: {len(refused)} classes",
+        "",
+    ]
+    reasons: dict[str, list[str]] = {}
+    for row in refused:
+        why = row["reason"].partition(") ")[2]
+        reasons.setdefault(re.split(r"[(,;]| that ", why)[0].strip(), []).append(f"`{row['model_type']}`")
+    lines += [f"- {why}: {', '.join(names)}" for why, names in reasons.items()]
+    lines += ["", f"Not tried, as no small one could be made: {', '.join(_types(unmade))}."]
+    lines += ["", f"[JSON]({reports.name}/targets.json), with every reason in full."]
+    return CLASSES.sub(lambda found: "\n".join([found[1], *lines, "", found[2]]), page)
+
+
+def _types(rows: list[dict[str, Any]]) -> list[str]:
+    return [f"`{row['model_type']}`" for row in rows]
 
 
 def _shape(plan: TreePlan) -> str:
@@ -381,6 +428,7 @@ if __name__ == "__main__":
     PAGE.write_text(render(), "utf-8")
     METHODS.write_text(methods(), "utf-8")
     RULES_PAGE.write_text(fill_rules(RULES_PAGE.read_text("utf-8")), "utf-8")
+    TARGETS.write_text(fill_targets(TARGETS.read_text("utf-8"), REPORTS), "utf-8")
     text = BENCHMARKS.read_text("utf-8")
     write_cells(text, REPORTS)
     BENCHMARKS.write_text(fill_scripts(fill(text, REPORTS), REPORTS), "utf-8")

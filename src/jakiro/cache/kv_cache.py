@@ -181,9 +181,11 @@ class KVCache(Cache):
                 store.shrink(rows, capacity)
 
     def content(self, row: int) -> list[tuple[Tensor, Tensor]]:
-        """Per layer the committed keys and values of ``row``, each [heads, length, dim]."""
+        """Per layer that has any the committed keys and values of ``row``, each
+        [heads, length, dim]."""
         self._settle()
-        places = [(self._places[i, 0], self._places[i, 1]) for i in range(len(self.layers))]
+        own = (i for i in range(len(self.layers)) if (i, 0) in self._places)
+        places = [(self._places[i, 0], self._places[i, 1]) for i in own]
         length = self.lengths[row]
         return [
             (keys.data[i, row, :, :length], values.data[j, row, :, :length])

@@ -126,6 +126,8 @@ class RoutedView(View):
             usual = mlp.forward
 
             def forward(given: Tensor) -> Tensor:
+                if given.shape != self._stream.shape:
+                    raise ValueError("what enters a layer is no stream of the states of its MLP")
                 size = self._stream.norm(dim=-1)
                 below = self._below if number else torch.zeros_like(size)
                 if not self.routers:

@@ -37,7 +37,7 @@ Route = Literal["mask", "registered", "chain"]
 
 _LONGEST = 128
 _SHORT = 12
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 """Root mean square of the error over the vocabulary, in units of the spread of the logits."""
 
 _Shape = tuple[tuple[int, ...], tuple[int, ...]]
@@ -206,9 +206,8 @@ class _Trial:
         ]
         width = max(map(len, sequences))
         padded = torch.tensor([s + [0] * (width - len(s)) for s in sequences])
-        where = torch.arange(width).expand_as(padded)
-        device = self.target.device
-        plain = self.target.forward(padded.to(device), where.to(device), None, None, self.needs)
+        # Its own positions: some families count from another number (XLM-RoBERTa).
+        plain = self.target.forward(padded.to(self.target.device), None, None, None, self.needs)
         index, ends = torch.arange(len(sequences)), torch.tensor([len(s) - 1 for s in sequences])
         logits = plain.logits[index, ends]
         error = _relative_error(out.logits.flatten(0, 1), logits)

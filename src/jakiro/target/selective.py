@@ -73,14 +73,15 @@ class SelectiveView(View):
         self.ends: list[int] = []
         self.num_new = 0
         self._is_selecting = False
+        self._asking: set[int] = set()
         names = [name for name, module in target._runner.named_modules() if _attends(module)]
-        if len(names) < target.num_layers:
+        super().__init__(target, dict.fromkeys(names, self._redirect))
+        if len(self._asking) < target.num_layers:
             raise TargetRefused(
                 f"{name_of(target)} attends by code of its own, so no part of the cache can be "
                 "chosen head by head; load it with attn_implementation='sdpa', or use another "
                 "drafter"
             )
-        super().__init__(target, dict.fromkeys(names, self._redirect))
 
     @torch.no_grad()
     def verify(
@@ -105,11 +106,15 @@ class SelectiveView(View):
         row = cache.admit()
         self.prefill(ids, cache, row)
         asked = self.observe(ids, cache, row)
-        pairs = zip(cache.content(row), asked, strict=True)
-        if not all(torch.equal(held[0], one.keys[0, :, : len(ids)]) for held, one in pairs):
+        held = [keys for keys, _ in cache.content(row)]
+        pairs = zip(held, asked, strict=False)
+        if len(held) < len(asked) or not all(
+            torch.equal(keys, one.keys[0, :, : len(ids)]) for keys, one in pairs
+        ):
             raise TargetRefused(
-                f"{name_of(self)} keeps no keys in its cache but what they are made of, so none "
-                "can be looked up there; use another drafter, for example sparse_kv"
+                f"{name_of(self)} does not keep the keys of every layer in its cache, but what "
+                "they are made of, or those of other layers, so none can be looked up there; use "
+                "another drafter, for example sparse_kv"
             )
         return min(one.keys.shape[-1] for one in asked)
 
@@ -132,6 +137,7 @@ class SelectiveView(View):
         vars(module).update(config=config, attended_by=self._answer)
 
     def _answer(self, asked: Asked) -> Tensor | None:
+        self._asking.add(asked.layer)
         return self.attend(asked) if self._is_selecting else None
 
 
@@ -167,6 +173,10 @@ def _selective(
     special = [name for name in _SPECIAL if kwargs.get(name) is not None]
     if special:
         raise TargetRefused(f"its attention has a {special[0]}, which sparse attention leaves out")
+    if attention_mask is not None and attention_mask.shape[1] > 1:
+        raise TargetRefused(
+            "its attention hides other tokens from every head, which is not foreseen"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     asked = Asked(module.layer_idx, query, key, value, attention_mask, scale)
     mixed = module.attended_by(asked)

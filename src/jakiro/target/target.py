@@ -99,13 +99,13 @@ class Target:
     def forward(
         self,
         tokens: Tensor,
-        where: Tensor,
+        where: Tensor | None,
         mask: Tensor | dict[str, Tensor] | None,
         cache: Cache | None = None,
         needs: FeatureSpec = NO_FEATURES,
         keep: int = 0,
     ) -> TargetOutput:
-        """One forward: ``tokens`` [B, N] at positions ``where`` [B, N].
+        """One forward: ``tokens`` [B, N] at positions ``where`` [B, N] (None: as the model counts).
 
         ``mask``: additive [B, 1, N, S], one per layer type where the model has several; None:
         causal, slot by slot. ``keep``: logits of the last ``keep`` positions only (0: all).
@@ -120,10 +120,12 @@ class Target:
             output_hidden_states=_wanted_states(needs),
             logits_to_keep=keep,
         )
+        # Some models (TrOCR) take ``logits_to_keep`` and return all of them.
+        logits = out.logits[:, -keep:]
         if not needs.indices:
-            return TargetOutput(out.logits)
-        states = [out.hidden_states[index].to(out.logits.device) for index in needs.indices]
-        return TargetOutput(out.logits, states[0] if len(states) == 1 else torch.cat(states, -1))
+            return TargetOutput(logits)
+        states = [out.hidden_states[index].to(logits.device) for index in needs.indices]
+        return TargetOutput(logits, states[0] if len(states) == 1 else torch.cat(states, -1))
 
     @torch.no_grad()
     def prefill(

@@ -61,7 +61,7 @@ class ToyTarget(Target):
     def forward(
         self,
         tokens: Tensor,
-        where: Tensor,
+        where: Tensor | None,
         mask: Tensor | dict[str, Tensor] | None,
         cache: Cache | None = None,
         needs: FeatureSpec = NO_FEATURES,
@@ -70,7 +70,8 @@ class ToyTarget(Target):
         """See ``Target.forward``."""
         assert not isinstance(mask, dict), "a toy has one kind of layer"
         rows, width = tokens.shape
-        where = where.expand(rows, width)
+        count = torch.arange(width, device=self.device)
+        where = (count if where is None else where).expand(rows, width)
         ids, places = (part.to(self.dtype)[:, None, :, None] for part in (tokens, where))
         if cache is not None:
             ids, places = cache.update(ids, places, 0)

@@ -92,7 +92,8 @@ class Gates:
     """Parts of a model that can be closed and opened between forwards: whole layers, and in them
     attention and MLP, which then add nothing to the residual stream. ``layers[i]`` names the parts
     of layer i (the layer itself where they cannot be told apart). ``more``: what else is changed.
-    Raises ``TargetRefused``."""
+    Where layers attend to keys of a lower one (Gemma 3n and 4), its attention stays open as long as
+    one of theirs is. Raises ``TargetRefused``."""
 
     def __init__(self, target: Target, more: Changes | None = None) -> None:
         names = layer_names(target)
@@ -104,10 +105,16 @@ class Gates:
             if len(parts) == 2:
                 changes |= {part: self._gate(part, torch.zeros_like) for part in parts}
         self._names = names
+        modes = getattr(target.config, "kv_sharing_modes", None) or [None] * target.num_layers
+        pairs = list(zip(modes, self.layers, strict=True))
+        self._sources = {own[0] for mode, own in pairs if mode == "store"}
+        self._readers = {own[0] for mode, own in pairs if mode not in (None, "store")}
         self.view = View(target, changes | dict(more or {}))
 
     def close(self, parts: set[str]) -> None:
         """Close exactly ``parts``; a layer all of whose parts are closed is not entered."""
+        if not self._readers <= parts:
+            parts = parts - self._sources
         layers = zip(self._names, self.layers, strict=True)
         self._closed = frozenset(parts | {name for name, own in layers if parts >= set(own)})
 
