@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jakiro.tree.shapes import TreePlan
 
+Row = dict[str, Any]
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "commands.md"
 METHODS, RULES_PAGE = DOCS / "methods.md", DOCS / "rules.md"
@@ -175,45 +176,46 @@ def fill_targets(page: str, reports: Path) -> str:
     from jakiro.bench.tables import table
 
     report = json.loads((reports / "targets.json").read_text("utf-8"))
-    of: dict[str, list[dict[str, Any]]] = {}
-    for row in report["rows"]:
-        of.setdefault(row["outcome"], []).append(row)
+    of = _grouped(report["rows"], lambda row: row["outcome"])
     exact, refused, unmade = (of.pop(name, []) for name in ("exact", "refused", "not made"))
     assert not of, f"what is wrong must be mended first: {list(of)}"
+    cells = (
+        (
+            f"`{row['model_type']}`",
+            row["name"],
+            row["route"],
+            "yes" if row["reads"] else "no",
+            str(len(row["views"])),
+        )
+        for row in exact
+    )
     lines = [
         f"{_origin(report)}, transformers {report['environment']['versions']['transformers']}.",
-        "",
-        f"## Exact: {len(exact)} classes",
-        "",
-        *table(
-            ("model type", "class", "way in", "heads", "views"),
-            (
-                (
-                    f"`{row['model_type']}`",
-                    row["name"],
-                    row["route"],
-                    "yes" if row["reads"] else "no",
-                    str(len(row["views"])),
-                )
-                for row in exact
-            ),
-        ),
-        "",
-        f"## Refused: {len(refused)} classes",
-        "",
+        *("", f"## Exact: {len(exact)} classes", ""),
+        *table(("model type", "class", "way in", "heads", "views"), cells),
+        *("", f"## Refused: {len(refused)} classes", ""),
+        *(f"- {why}: {_types(rows)}" for why, rows in _grouped(refused, _refusal).items()),
+        *("", f"Not tried, as no small one could be made: {_types(unmade)}."),
+        *("", f"[JSON]({reports.name}/targets.json), with every reason in full."),
     ]
-    reasons: dict[str, list[str]] = {}
-    for row in refused:
-        why = row["reason"].partition(") ")[2]
-        reasons.setdefault(re.split(r"[(,;]| that ", why)[0].strip(), []).append(f"`{row['model_type']}`")
-    lines += [f"- {why}: {', '.join(names)}" for why, names in reasons.items()]
-    lines += ["", f"Not tried, as no small one could be made: {', '.join(_types(unmade))}."]
-    lines += ["", f"[JSON]({reports.name}/targets.json), with every reason in full."]
     return CLASSES.sub(lambda found: "\n".join([found[1], *lines, "", found[2]]), page)
 
 
-def _types(rows: list[dict[str, Any]]) -> list[str]:
-    return [f"`{row['model_type']}`" for row in rows]
+def _grouped(rows: list[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _refusal(row: Row) -> str:
+    """The reason of a refusal, without name and details."""
+    _, _, why = row["reason"].partition(") ")
+    return re.split(r"[(,;]| that ", why)[0].strip()
+
+
+def _types(rows: list[Row]) -> str:
+    return ", ".join(f"`{row['model_type']}`" for row in rows)
 
 
 def _shape(plan: TreePlan) -> str:

@@ -243,7 +243,7 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     hf.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    rows = []
+    place, rows = asdict(environment()), []
     for model_type, name in classes().items():
         if asked.only is None or model_type in asked.only:
             rows.append(found := look(model_type, name))
@@ -254,7 +254,7 @@ def main() -> int:
     if asked.out:
         report = {
             "command": ["python", "-m", "tests.architectures", *sys.argv[1:]],
-            "environment": asdict(environment()),
+            "environment": place,
             "rows": [asdict(found) for found in rows],
         }
         text = json.dumps(report, indent=1) + "\n"
