@@ -40,6 +40,8 @@ NUM_NEW = 24
 LEAST_DISTINCT = 4
 """Tokens of an answer; one that repeats a token says little."""
 
+KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types")
+"""Settings that say layer by layer what it is; each kind is there once at least."""
 _SIZES: dict[int, tuple[str, ...]] = {
     1: ("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"),
     2: (
@@ -163,13 +165,10 @@ def small(name: str) -> hf.PreTrainedModel:
     usual = config_class().to_dict()
     named = {*usual, *config_class.attribute_map, *inspect.signature(config_class).parameters}
     sizes = {key: size for key, size in SMALL.items() if key in named and _is_used(key, usual)}
-    for kinds in ("layer_types", "mlp_layer_types"):
-        if usual.get(kinds):
-            distinct = list(dict.fromkeys(usual[kinds]))
-            sizes[kinds] = (distinct * 2)[: max(2, len(distinct))]
-            sizes["num_hidden_layers"] = max(len(sizes[kinds]), sizes["num_hidden_layers"])
-    if len(layers := sizes.get("mlp_layer_types", ())) != sizes.get("num_hidden_layers"):
-        sizes |= {"mlp_layer_types": (layers * 4)[: sizes["num_hidden_layers"]]} if layers else {}
+    kinds = {key: list(dict.fromkeys(usual.get(key) or ())) for key in KINDS_OF_LAYERS}
+    depth = max(sizes.get("num_hidden_layers", 0), *map(len, kinds.values()))
+    every = {key: (each * depth)[:depth] for key, each in kinds.items() if each}
+    sizes |= {**every, "num_hidden_layers": depth} if every else {}
     model = build(model_class, config_class(**sizes | own), WEIGHTS)
     return model.float() if config_class.model_type in SINGLE else model
 

@@ -76,21 +76,24 @@ class FusedMixture(Mixture):
         differences = [gates[:2] - gates[:2].flip(0)] if self._is_pair else []
         self.inner = _linear(torch.cat([gates, *differences, *wide]))
         self.outer = _linear(torch.cat([expert.narrowing() for expert in experts], 1))
-        self._num_gates, self._num_wide = len(gates), sum(map(len, wide))
+        routing = mixing.num_experts
+        self._sizes = routing, len(gates) - routing, 2 * len(differences), sum(map(len, wide))
         self._activate = experts[0].activate
 
     def forward(self, residual: Tensor, normed: Tensor, contrasts: int) -> HeadOutput:
         if contrasts or not self._is_pair:
             return super().forward(residual, normed, contrasts)
-        read = self.inner(normed)
-        wide = self._activate(read[..., -self._num_wide :])
-        shares = read[..., self._num_gates : self._num_gates + 2].sigmoid()
-        wide.view(*wide.shape[:-1], 2, -1).mul_(shares[..., None])
-        return HeadOutput(residual + self.outer(wide), gates=read[..., :2])
+        # As few calls as can be: beside products of a dozen rows each of them counts.
+        gates, _, shares, wide = self.inner(normed).split_with_sizes(self._sizes, -1)
+        active = self._activate(wide)
+        rows = active.view(*residual.shape[:2], 2, -1)
+        rows.mul_(shares.sigmoid().unsqueeze(-1))
+        return HeadOutput(residual + self.outer(active), gates=gates)
 
     def _read(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         read = self.inner(normed)
-        return read[..., : self._num_gates], self._activate(read[..., -self._num_wide :])
+        *_, num_wide = self._sizes
+        return read[..., : sum(self._sizes[:2])], self._activate(read[..., -num_wide:])
 
     def _weighed(self, read: Tensor, shares: Tensor) -> Tensor:
         wide = read.unflatten(-1, (shares.shape[-1], -1))
