@@ -11,7 +11,7 @@ shift
 sets="--task $eval/humaneval/question.jsonl --task $eval/gsm8k/question.jsonl --task $eval/mt_bench/question.jsonl"
 chat="--task $eval/gsm8k/question.jsonl --task $eval/mt_bench/question.jsonl"
 declare -A tables=(
-  [pair]="-m jakiro -m eagle2 -m jakiro-59=jakiro@dynamic:11,10,59,0.2 $sets -T 0 -T 1 --limit 20 -n 128"
+  [pair]="-m jakiro -m eagle2 -m jakiro-59=jakiro@dynamic:11,10,59,0.2 $sets -T 0 -T 1 --limit 80 -n 128"
   [paper]="--suite paper --task $eval --heads heads --limit 10 -n 128"
   [ablation]="--suite ablation --task $eval --heads heads --limit 6 -n 128 --threads 1"
   [auto]="--suite auto $chat --limit 6 -n 96 --repetitions 2"

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Train one of the heads that the suites name: same data, steps and optimiser, one setting changed.
-#   [STEPS=4000] [OPTIMIZER=adamw] [START=DIR] [SECOND=0.1] scripts/pico/head.sh NAME TARGET OUT DATA...
-# leaves it in OUT/NAME; with START it goes on from DIR/NAME; SECOND is the weight of a second branch.
+#   [STEPS=4000] [OPTIMIZER=adamw] [START=DIR] [SECOND=0.1] [UNROLL=3] scripts/pico/head.sh NAME TARGET OUT DATA...
+# leaves it in OUT/NAME; with START it goes on from DIR/NAME; SECOND is the weight of a second branch,
+# UNROLL how many levels deep it learns from its own predictions.
 # Without arguments: the names and what each of them changes.
 set -euo pipefail
 
 steps=${STEPS:-4000}
 common="--steps $steps --optimizer ${OPTIMIZER:-adamw} --batch-tokens 1024 --length 256 --warmup $((steps < 2000 ? steps / 10 : 200))"
-layer="$common --unroll 3 --lr 3e-3 --noise 0.05 --token-weight 0.5 --second-branch ${SECOND:-0.1}"
+layer="$common --unroll ${UNROLL:-3} --lr 3e-3 --noise 0.05 --token-weight 0.5 --second-branch ${SECOND:-0.1}"
 # Experts share 704 columns (2 x 352), so mixtures of any size have the parameters of one expert of
 # 704 (869 thousand) to 0.3 %; the widest single expert makes up for the gate as well. Streams of
 # three lower layers are read by 197 thousand more.
