@@ -2,8 +2,8 @@
 against the oracle, greedy and sampled: ``make targets``.
 
 Each takes part in a ragged batch of three, drafted for by itself (whole trees are accepted), by an
-untrained Jakiro head where its features can be read, and by itself with layers left out where that
-is possible. Exit status 1 if one of them says another token than it would alone.
+untrained Jakiro head where its features can be read, and by every view of itself that it takes.
+Exit status 1 if one of them says another token than it would alone.
 """
 
 from __future__ import annotations

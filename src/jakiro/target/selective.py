@@ -73,6 +73,7 @@ class SelectiveView(View):
         self.ends: list[int] = []
         self.num_new = 0
         self._is_selecting = False
+        # Layers that ask when all attend as the target does, as in the trial of every view.
         self._asking: set[int] = set()
         names = [name for name, module in target._runner.named_modules() if _attends(module)]
         super().__init__(target, dict.fromkeys(names, self._redirect))
@@ -137,8 +138,10 @@ class SelectiveView(View):
         vars(module).update(config=config, attended_by=self._answer)
 
     def _answer(self, asked: Asked) -> Tensor | None:
+        if self._is_selecting:
+            return self.attend(asked)
         self._asking.add(asked.layer)
-        return self.attend(asked) if self._is_selecting else None
+        return None
 
 
 def check_heads(target: Target, shape: Sequence[int], what: str) -> None:
