@@ -32,13 +32,14 @@ from jakiro.tree.shapes import TreePlan
             "x,noise_aware=false",
             Row("x,noise_aware=false", "x", noise_aware=False),
         ),
+        ("c=none,compile=true", Row("c", "none", compile=True)),
     ],
 )
 def test_a_row_on_one_line(text: str, row: Row) -> None:
     assert Row.parse(text) == row
 
 
-@pytest.mark.parametrize("text", ["", "=x", "a=", "@chain:2", "x,noise_aware=maybe"])
+@pytest.mark.parametrize("text", ["", "=x", "a=", "@chain:2", "x,noise_aware=maybe", "x,compile=1"])
 def test_what_is_no_row(text: str) -> None:
     with pytest.raises(ConfigError, match="cannot read the method"):
         Row.parse(text)

@@ -12,7 +12,9 @@ from dataclasses import replace
 import pytest
 
 from jakiro.drafters.feature import FeatureDrafter
+from jakiro.drafters.none import NoDrafter
 from jakiro.errors import ConfigError
+from jakiro.target import compiled
 from jakiro.target.target import Target
 from tests.conformance import world
 from tests.conformance.guided import Guided
@@ -23,12 +25,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 BACKEND = os.environ.get("JAKIRO_COMPILE_BACKEND", "eager")
 
 
-def test_compiled_texts_are_the_plain_ones() -> None:
-    """Two rows of different length, sampled; some drafts are right, some wrong."""
-    plain = world.target("llama")
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compiled_texts_are_the_plain_ones(family: str) -> None:
+    """Two rows of different length, sampled; some drafts are right, some wrong. One family has a
+    mask, one has two."""
+    plain = world.target(family)
     target = Target(plain.model)
     rows = (0, 1)
-    texts = [[*world.prompt(row), *world.truth("llama", "top_p", row)] for row in rows]
+    texts = [[*world.prompt(row), *world.truth(family, "top_p", row)] for row in rows]
     head = FeatureDrafter(world.head(plain, "jakiro"), target)
     target.compile(BACKEND)
     head.compile(BACKEND)
@@ -38,10 +42,42 @@ def test_compiled_texts_are_the_plain_ones() -> None:
     params = [replace(world.params("top_p", row), max_new_tokens=12) for row in rows]
     done = engine.generate([list(world.prompt(row)) for row in rows], params)
     assert [tuple(each.token_ids) for each in done] == [
-        world.truth("llama", "top_p", row)[:12] for row in rows
+        world.truth(family, "top_p", row)[:12] for row in rows
     ]
     assert engine.stats.tau > 1.2, "nothing was accepted"
     assert target.compile_ms > 0
+
+
+def test_graphs_are_for_shapes_and_shapes_beyond_run_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A text that grows makes no graph; so many shapes do that some are left without."""
+    monkeypatch.setattr(compiled, "MAX_GRAPHS", 2)
+    target = Target(world.target("llama").model)
+    target.compile(BACKEND)
+    engine = world.make_engine(target, NoDrafter(), world.TREES["chain"], max_batch_size=3)
+    rows = (0, 1, 2)
+    params = [world.params("greedy", row) for row in rows]
+    # One row, then three that become two and one.
+    for some in (rows[:1], rows):
+        done = engine.generate(
+            [list(world.prompt(row)) for row in some], [params[row] for row in some]
+        )
+        assert [tuple(each.token_ids) for each in done] == [
+            world.truth("llama", "greedy", row) for row in some
+        ]
+    assert target._compiled is not None
+    assert len(target._compiled._graphs) == 2
+
+
+def test_what_is_no_single_graph_runs_uncompiled() -> None:
+    """The experts of this model are looped over as tokens choose them."""
+    target = Target(world.target("mixtral").model)
+    target.compile(BACKEND)
+    engine = world.make_engine(target, NoDrafter(), world.TREES["chain"])
+    with pytest.warns(UserWarning, match="not compiled, as it cannot be one graph"):
+        (done,) = engine.generate([list(world.prompt(0))], [world.params("top_p", 0)])
+    assert tuple(done.token_ids) == world.truth("mixtral", "top_p", 0)
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:

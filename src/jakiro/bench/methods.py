@@ -46,6 +46,7 @@ class Workshop:
             tree=row.tree,
             rule=row.rule,
             noise_aware=row.noise_aware,
+            compile=row.compile,
             max_batch_size=self.max_batch_size,
         )
         directory = _directory(location) if name == row.drafter else None

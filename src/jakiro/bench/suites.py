@@ -38,7 +38,7 @@ TRANSFORMERS = "transformers"
 UNTRAINED = "untrained:"
 """Before the name of a trained drafter: a head of its sizes with fresh weights."""
 
-_OPTION = re.compile(r"^(?P<rest>.*),(?P<key>rule|noise_aware)=(?P<value>[^,]*)$")
+_OPTION = re.compile(r"^(?P<rest>.*),(?P<key>rule|noise_aware|compile)=(?P<value>[^,]*)$")
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -54,6 +54,8 @@ class Row:
     """None: the tree that the drafter recommends."""
     rule: str = "match"
     noise_aware: bool = True
+    compile: bool = False
+    """Target and drafter of this row alone, through the compiler."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the drafter's class, before what its checkpoint recommends."""
     weights: str | None = None
@@ -70,18 +72,20 @@ class Row:
 
     @classmethod
     def parse(cls, text: str) -> Row:
-        """``[NAME=]DRAFTER[@TREE][,rule=RULE][,noise_aware=false]``; ``ConfigError`` otherwise."""
+        """``[NAME=]DRAFTER[@TREE][,rule=RULE][,noise_aware=false][,compile=true]``; ``ConfigError``
+        otherwise."""
         rest, options = text, {}
         while found := _OPTION.match(rest):
             rest, key, value = found.groups()
             options[key] = value
         name, has_name, described = rest.partition("=")
         drafter, _, tree = (described if has_name else name).partition("@")
-        noise_aware = options.get("noise_aware", "true")
-        if not drafter or (has_name and not name) or noise_aware not in _BOOLEANS:
+        noise_aware, compiled = options.get("noise_aware", "true"), options.get("compile", "false")
+        are_said = noise_aware in _BOOLEANS and compiled in _BOOLEANS
+        if not drafter or (has_name and not name) or not are_said:
             raise ConfigError(
                 f"cannot read the method {text!r}; write DRAFTER, DRAFTER@TREE or "
-                "NAME=DRAFTER@TREE,rule=RULE,noise_aware=false"
+                "NAME=DRAFTER@TREE,rule=RULE,noise_aware=false,compile=true"
             )
         return cls(
             name=name if has_name else text,
@@ -89,6 +93,7 @@ class Row:
             tree=tree or None,
             rule=options.get("rule", "match"),
             noise_aware=_BOOLEANS[noise_aware],
+            compile=_BOOLEANS[compiled],
         )
 
 

@@ -29,8 +29,8 @@ def bench(
         typer.Option(
             "--method",
             "-m",
-            help="[NAME=]DRAFTER[@TREE][,rule=RULE][,noise_aware=false], beside those of the "
-            "suite. May be repeated. Default: every drafter the target has.",
+            help="[NAME=]DRAFTER[@TREE][,rule=RULE][,noise_aware=false][,compile=true], beside "
+            "those of the suite. May be repeated. Default: every drafter the target has.",
         ),
     ] = None,
     heads: options.HeadsOption = None,

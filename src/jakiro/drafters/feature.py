@@ -67,8 +67,7 @@ class FeatureDrafter(Drafter):
         sinks: int = 4,
         sharpness: Sequence[float | Sequence[float]] = (),
     ) -> None:
-        self._fused = fused_view(head.eval())
-        self.head = packed_view(self._fused)
+        self.head = packed_view(fused_view(head.eval()))
         self._compiled: Compiled | None = None
         self.name = head.config.method
         self.needs = head.config.needs
@@ -107,7 +106,7 @@ class FeatureDrafter(Drafter):
         self._pending.begin(features, ids[known.length + 1 :])
 
     def compile(self, backend: str) -> None:
-        self._compiled = Compiled(self._fused, backend, "cache")
+        self._compiled = Compiled(self.head, backend, "cache")
 
     def draft(self, request: DraftRequest) -> TokenTree:
         self._remember_many()

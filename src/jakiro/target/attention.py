@@ -65,7 +65,8 @@ AttentionInterface.register(DEFERRED, _deferred)
 
 
 def attends(name: str) -> Change:
-    """A change for ``shared_copy``: every module that used ``sdpa`` attends by ``name``.
+    """A change for ``shared_copy``: every module that used ``sdpa``, or what stood for it, attends
+    by ``name``.
 
     The config that says so is replaced by a copy; the model's own stays.
     """
@@ -73,7 +74,9 @@ def attends(name: str) -> Change:
 
     def change(_: str, module: nn.Module) -> None:
         config = vars(module).get("config")
-        if isinstance(config, PreTrainedConfig) and config._attn_implementation == "sdpa":
+        if not isinstance(config, PreTrainedConfig):
+            return
+        if config._attn_implementation in ("sdpa", GROUPED):
             if id(config) not in copies:
                 copies[id(config)] = copy.copy(config)
                 copies[id(config)]._attn_implementation = name

@@ -35,6 +35,10 @@ class PackedLinear(nn.Linear):
         usual = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
         if usual or (input.numel() == self.in_features and not is_warm):
             return F.linear(input, self.weight, self.bias)
+        return self.blockwise(input)
+
+    def blockwise(self, input: Tensor) -> Tensor:
+        """The product by the blocked weight, whatever the rows."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             input, self.blocked, self.bias, "none", [], ""
         )

@@ -84,7 +84,7 @@ class Target:
                 f"{self.config._attn_implementation!r} and trees reach it by {self.route}, where "
                 "'sdpa' and 'mask' are needed; leave out compile"
             )
-        deferred = shared_copy(self.model, attends(DEFERRED))
+        deferred = shared_copy(self._runner, attends(DEFERRED))
         self._compiled = Compiled(deferred, backend, "past_key_values")
 
     @property
