@@ -87,6 +87,14 @@ def test_what_cannot_be_compiled_is_refused() -> None:
         Target(model).compile(BACKEND)
 
 
+def test_a_missing_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as settings
+
+    monkeypatch.setattr(settings.cpp, "cxx", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+        Target(world.FAMILIES["llama"]()).compile("inductor")
+
+
 def test_a_window_changes_drafts_only() -> None:
     target = world.target("llama")
     inner = FeatureDrafter(world.head(target, "jakiro"), target, window=6, sinks=2)

@@ -24,6 +24,7 @@ def chat(
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
+    compile: options.CompileOption = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: options.MaxNewTokensOption = 256,
     temperature: options.TemperatureOption = 0.7,
@@ -47,7 +48,13 @@ def chat(
         seed=seed,
     )
     engine = session.open_engine(
-        target, drafter, tree=tree, dtype=dtype, device=device, threads=threads
+        target,
+        drafter,
+        tree=tree,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        compile=compile,
     )
     if not session.has_chat_template(engine):
         raise ConfigError(

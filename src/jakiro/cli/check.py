@@ -23,6 +23,7 @@ def check(
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
+    compile: options.CompileOption = False,
     task: options.TaskOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts of each task.")] = 2,
     max_new_tokens: options.MaxNewTokensOption = 48,
@@ -44,7 +45,13 @@ def check(
 
     tasks = load_tasks(task or ["demo"], limit)
     drafted = session.open_engine(
-        target, drafter, tree=tree, dtype=dtype, device=device, threads=threads
+        target,
+        drafter,
+        tree=tree,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        compile=compile,
     )
     plain = session.sibling(drafted, "none")
     model = drafted.target.model

@@ -23,6 +23,7 @@ def generate(
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
+    compile: options.CompileOption = False,
     chat: options.ChatOption = None,
     max_new_tokens: options.MaxNewTokensOption = 128,
     min_new_tokens: Annotated[int, typer.Option(help="Shortest answer.")] = 0,
@@ -79,6 +80,7 @@ def generate(
         dtype=dtype,
         device=device,
         threads=threads,
+        compile=compile,
         definition=definition,
         amateur=amateur,
     )

@@ -50,6 +50,14 @@ DeviceOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of torch, four per core at most.")
 ]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile target and drafter: seconds for each new shape, then faster. Needs a C++ "
+        "compiler on a CPU.",
+    ),
+]
 ChatOption = Annotated[
     bool | None,
     typer.Option("--chat/--raw", help="Apply the chat template or not. Default: if there is one."),

@@ -18,6 +18,7 @@ def serve(
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     threads: options.ThreadsOption = None,
+    compile: options.CompileOption = False,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is every network of this machine.")
     ] = "127.0.0.1",
@@ -88,6 +89,7 @@ def serve(
         dtype=dtype,
         device=device,
         threads=threads,
+        compile=compile,
         max_batch_size=max_batch_size,
     )
     place = f"http://{host}:{port}"

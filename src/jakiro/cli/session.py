@@ -42,6 +42,7 @@ def open_engine(
     dtype: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    compile: bool = False,
     max_batch_size: int = 8,
     definition: str | None = None,
     amateur: str | None = None,
@@ -79,6 +80,7 @@ def open_engine(
             device=None if is_spread else device,
             device_map="auto" if is_spread else None,
             max_batch_size=max_batch_size,
+            compile=compile,
             definition=definition,
             amateur=amateur,
         )

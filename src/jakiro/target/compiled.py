@@ -17,6 +17,7 @@ from torch._dynamo.exc import Unsupported, UserError
 from transformers.cache_utils import Cache
 
 from jakiro.cache.deferred import Deferred, attending
+from jakiro.errors import ConfigError
 from jakiro.target.products import MOST_SUMMED, for_few_rows, multiplying
 
 MAX_GRAPHS = 64
@@ -39,6 +40,8 @@ class Compiled:
     A graph is chosen by the shapes of the arguments, and not by the guards of the compiler: those
     look at every parameter in every call, which took a tenth of a forward. What they would see
     does not change: the tree of modules is a copy of its own, its weights those of now.
+    Raises ``ConfigError`` where the compiler needs another, of C++, that is not there.
+
     On a GPU its pieces between the attentions become CUDA graphs (written for it, not run on one).
     ``compile_ms``: what the first call of each shape has taken so far, in all.
     """
@@ -49,6 +52,8 @@ class Compiled:
         self._backend = backend
         self._options: dict[str, str | int | bool | Callable[..., Any]] = {}
         if backend == "inductor":
+            if is_cpu:
+                _check_compiler()
             # On a CPU constant weights need not be handed in; on a GPU launches are what costs.
             self._options = {"freezing" if is_cpu else "triton.cudagraphs": True}
         self._stand_in = {cache: Deferred()}
@@ -93,6 +98,19 @@ class Compiled:
         self._graphs[shape] = run
         self.compile_ms += 1e3 * (time.perf_counter() - began)
         return out
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "compiling for a CPU needs a C++ compiler and none was found; install g++ or clang++ "
+            "or name one in the environment variable CXX, or leave out compile"
+        ) from error
 
 
 def _no_guards(entries: list[Any]) -> list[bool]:
