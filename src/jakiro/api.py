@@ -101,7 +101,8 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         noise_aware: let drafts at T > 0 lean to where the sampling noise points (the text is the
             same either way).
         compile: run target and drafter through ``torch.compile``, trees padded to few sizes. Each
-            size takes seconds to minutes when it first comes (``engine.target.compile_ms``).
+            size takes seconds to minutes when it first comes (``engine.target.compile_ms``). For a
+            CPU it takes a C++ compiler.
         definition: what the target's law is, if not its own: a name or ``NAME:SETTING=VALUE,..``
             (docs/methods.md). What is promised of the target then holds of its redefinition.
         amateur: the second model of a definition that needs one, as a directory, a hub name or
@@ -110,9 +111,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
     Raises:
         UnknownName: there is no drafter, rule or definition of that name.
         ConfigError: ``tree``, ``rule`` and drafter do not fit each other, nor ``definition`` and
-            ``amateur``, the drafter has no such option, ``dtype``, ``device`` or
-            ``max_batch_size`` is impossible, or the drafter has answers in flight in another
-            engine and its costs are to be measured.
+            ``amateur``, there is no compiler or the target cannot be compiled, the drafter has no
+            such option, ``dtype``, ``device`` or ``max_batch_size`` is impossible, or the drafter
+            has answers in flight in another engine and its costs are to be measured.
         CheckpointError: target or head is missing, or one of them or the tokenizer is damaged or
             incomplete.
         TargetRefused: the target, or a second model, cannot be driven losslessly, or has not what

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from jakiro.target.products import MOST_SUMMED, FewRowsLinear, for_few_rows, mul
 
 # The compiler imports what torch itself has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+BACKEND = os.environ.get("JAKIRO_COMPILE_BACKEND", "eager")
 
 
 class Pair(nn.Module):
@@ -39,7 +43,7 @@ def test_products_are_those_of_linear_layers(dtype: torch.dtype, shape: tuple[in
     view, layers = for_few_rows(packed_view(pair))
     assert len(layers) == (2 if dtype == torch.float32 else 0)
     states = torch.randn(*shape, 24, dtype=dtype)
-    run = torch.compile(view.forward, backend="eager", dynamic=False)
+    run = torch.compile(view.forward, backend=BACKEND, dynamic=False)
     used = []
     for layer in layers:
         layer.blockwise = lambda input, layer=layer: (  # type: ignore[method-assign]
