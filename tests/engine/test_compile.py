@@ -10,6 +10,8 @@ import os
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.none import NoDrafter
@@ -68,6 +70,31 @@ def test_graphs_are_for_shapes_and_shapes_beyond_run_uncompiled(
         ]
     assert target._compiled is not None
     assert len(target._compiled._graphs) == 2
+
+
+class Shapes(nn.Module):
+    """Says what a graph took for constant: slots of a mask, and how the states lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, states: Tensor, mask: Tensor | dict[str, Tensor], cache: object) -> Tensor:
+        first = mask["full"] if isinstance(mask, dict) else mask
+        return states * first.shape[3] + states.stride(0)
+
+
+@pytest.mark.parametrize("is_named", [False, True], ids=["one mask", "masks by name"])
+def test_what_no_guard_sees_changes_nothing(is_named: bool) -> None:
+    run = compiled.Compiled(Shapes(), BACKEND, "cache")
+    states = torch.arange(6.0).view(2, 3)
+    for slots in (1, 4, 7, 1):
+        mask = torch.zeros(1, 1, 2, slots)
+        given = {"full": mask} if is_named else mask
+        for lying in (states.T.contiguous().T, states):
+            found = run(states=lying, mask=given, cache=None)
+            assert torch.equal(found, states * slots + 3)
+    assert len(run._graphs) == 2, "a text that grows makes no graph"
 
 
 def test_what_is_no_single_graph_runs_uncompiled() -> None:
