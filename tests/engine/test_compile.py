@@ -27,10 +27,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 BACKEND = os.environ.get("JAKIRO_COMPILE_BACKEND", "eager")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_compiled_texts_are_the_plain_ones(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "is_bucketed"), [("llama", False), ("gemma3", False), ("gemma3", True)]
+)
+def test_compiled_texts_are_the_plain_ones(
+    family: str, is_bucketed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two rows of different length, sampled; some drafts are right, some wrong. One family has a
     mask, one has two."""
+    monkeypatch.setattr(compiled, "_is_on_cpu", lambda module: not is_bucketed)
     plain = world.target(family)
     target = Target(plain.model)
     rows = (0, 1)
@@ -50,11 +55,12 @@ def test_compiled_texts_are_the_plain_ones(family: str) -> None:
     assert target.compile_ms > 0
 
 
-def test_graphs_are_for_shapes_and_shapes_beyond_run_uncompiled(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("most", [1, 64])
+def test_graphs_are_for_kinds_and_kinds_beyond_run_uncompiled(
+    most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text that grows makes no graph; so many shapes do that some are left without."""
-    monkeypatch.setattr(compiled, "MAX_GRAPHS", 2)
+    """A text that grows makes no graph, nor does a batch; one row beside several does."""
+    monkeypatch.setattr(compiled, "MAX_GRAPHS", most)
     target = Target(world.target("llama").model)
     target.compile(BACKEND)
     engine = world.make_engine(target, NoDrafter(), world.TREES["chain"], max_batch_size=3)
@@ -69,7 +75,7 @@ def test_graphs_are_for_shapes_and_shapes_beyond_run_uncompiled(
             world.truth("llama", "greedy", row) for row in some
         ]
     assert target._compiled is not None
-    assert len(target._compiled._graphs) == 2
+    assert len(target._compiled._graphs) == min(2, most)
 
 
 class Shapes(nn.Module):
@@ -85,16 +91,41 @@ class Shapes(nn.Module):
 
 
 @pytest.mark.parametrize("is_named", [False, True], ids=["one mask", "masks by name"])
-def test_what_no_guard_sees_changes_nothing(is_named: bool) -> None:
+def test_sizes_are_those_of_each_call(is_named: bool) -> None:
     run = compiled.Compiled(Shapes(), BACKEND, "cache")
-    states = torch.arange(6.0).view(2, 3)
-    for slots in (1, 4, 7, 1):
-        mask = torch.zeros(1, 1, 2, slots)
+    for rows, slots in ((2, 1), (2, 4), (3, 7), (4, 4), (2, 1)):
+        states = torch.arange(3.0 * rows).view(rows, 3)
+        mask = torch.zeros(1, 1, rows, slots)
         given = {"full": mask} if is_named else mask
         for lying in (states.T.contiguous().T, states):
             found = run(states=lying, mask=given, cache=None)
             assert torch.equal(found, states * slots + 3)
     assert len(run._graphs) == 2, "a text that grows makes no graph"
+
+
+class Branches(Shapes):
+    """Does one thing with a few rows and another with many."""
+
+    def forward(self, states: Tensor, mask: Tensor | dict[str, Tensor], cache: object) -> Tensor:
+        if states.shape[0] > 4:
+            states = states * 2
+        return states * sum(range(states.shape[1]))
+
+
+def test_what_depends_on_sizes_is_seen() -> None:
+    module = Branches()
+    run = compiled.Compiled(module, BACKEND, "cache")
+
+    def check(sizes: list[tuple[int, int]]) -> None:
+        for size in sizes:
+            states = torch.randn(size)
+            found = run(states=states, mask=None, cache=None)
+            assert torch.equal(found, module(states, None, None))
+
+    check([(2, 3), (5, 3), (5, 4), (6, 4), (3, 5), (9, 3), (2, 3)])
+    # More graphs than the compiler makes of one function.
+    with pytest.warns(UserWarning, match="not compiled"):
+        check([(3, width) for width in range(6, 20)])
 
 
 def test_what_is_no_single_graph_runs_uncompiled() -> None:
@@ -112,14 +143,6 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     model.set_attn_implementation("eager")
     with pytest.raises(ConfigError, match="'eager'"):
         Target(model).compile(BACKEND)
-
-
-def test_a_missing_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config as settings
-
-    monkeypatch.setattr(settings.cpp, "cxx", "no-such-compiler")
-    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
-        Target(world.FAMILIES["llama"]()).compile("inductor")
 
 
 def test_a_window_changes_drafts_only() -> None:

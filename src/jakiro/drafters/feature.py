@@ -26,7 +26,7 @@ from jakiro.drafters.nn import DraftHead
 from jakiro.drafters.pending import Pending
 from jakiro.drafters.vocabulary import DraftVocabulary
 from jakiro.errors import ConfigError
-from jakiro.target.compiled import Compiled, bucket
+from jakiro.target.compiled import Compiled, for_compiling
 from jakiro.target.output import TargetOutput
 from jakiro.target.packed import packed_view
 from jakiro.target.target import Target
@@ -106,6 +106,7 @@ class FeatureDrafter(Drafter):
         self._pending.begin(features, ids[known.length + 1 :])
 
     def compile(self, backend: str) -> None:
+        self.head = for_compiling(self.head, backend)
         self._compiled = Compiled(self.head, backend, "cache")
 
     def draft(self, request: DraftRequest) -> TokenTree:
@@ -194,8 +195,7 @@ class FeatureDrafter(Drafter):
         Returns the output of every row's last pair, [B, 1, ...].
         """
         new, shown = self._pending.counts, self._shown()
-        # Compiled, graphs are for few sizes.
-        width = max(new) if self._compiled is None else bucket(max(new))
+        width = max(new) if self._compiled is None else self._compiled.bucket(max(new))
         pairs, where = self._pending.take(self._cache.lengths, width)
         reach = _visible(_triangle, width, pairs[1].dtype, where.device).expand(len(new), -1, -1)
         mask = attendable(reach, shown, max(shown) + width)

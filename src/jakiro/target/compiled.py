@@ -1,4 +1,4 @@
-"""Forwards under ``torch.compile``, one graph for each shape of their rows.
+"""Forwards under ``torch.compile``.
 
 The uncompiled path stays the reference: a compiled forward computes the same in another order.
 """
@@ -7,76 +7,92 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported, UserError
+from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported, UserError
 from transformers.cache_utils import Cache
 
 from jakiro.cache.deferred import Deferred, attending
 from jakiro.errors import ConfigError
-from jakiro.target.products import MOST_SUMMED, for_few_rows, multiplying
+from jakiro.target.modules import Module
+from jakiro.target.panels import join_products, panel_view
 
 MAX_GRAPHS = 64
-"""Of one module; shapes beyond run uncompiled."""
+"""Of one module; kinds of rows beyond run uncompiled."""
 
 
-def bucket(rows: int) -> int:
-    """``rows`` rounded up to a size that graphs are made for: 1 to 3, multiples of 8 up to 64, then
-    of 32. A few rows more cost less than another graph, but for sums."""
-    if rows <= MOST_SUMMED:
-        return rows
-    step = 8 if rows <= 64 else 32
-    return -(-rows // step) * step
+def for_compiling(module: Module, backend: str) -> Module:
+    """``module``, or a view of it, as ``Compiled`` wants it for a backend of ``torch.compile``.
+
+    Raises ``ConfigError`` where the compiler needs another, of C++, that is not there.
+    """
+    if backend != "inductor" or not _is_on_cpu(module):
+        return module
+    _check_compiler()
+    return panel_view(module)
 
 
 class Compiled:
     """``module``, whose attention is ``deferred``, compiled by ``backend`` of ``torch.compile``;
     ``cache``: which argument of its forward is the cache.
 
-    A graph is chosen by the shapes of the arguments, and not by the guards of the compiler: those
-    look at every parameter in every call, which took a tenth of a forward. What they would see
-    does not change: the tree of modules is a copy of its own, its weights those of now.
-    Raises ``ConfigError`` where the compiler needs another, of C++, that is not there.
+    A graph is for one kind of arguments. Of the compiler's guards those on the arguments are kept:
+    the others look at every parameter in every call, which took a tenth of a forward, and what they
+    would see does not change: the tree of modules is a copy of its own, its weights those of now.
+    On a CPU one graph is for any number of rows. On a GPU, where the pieces between the attentions
+    become CUDA graphs, each is for one, and there are ``bucket``s (written for it, not run on one).
 
-    On a GPU its pieces between the attentions become CUDA graphs (written for it, not run on one).
-    ``compile_ms``: what the first call of each shape has taken so far, in all.
+    ``compile_ms``: what the first call of each kind has taken so far, in all.
     """
 
     def __init__(self, module: nn.Module, backend: str, cache: str) -> None:
-        is_cpu = next(module.parameters()).device.type == "cpu"
-        self._module, self._layers = for_few_rows(module)
-        self._backend = backend
-        self._options: dict[str, str | int | bool | Callable[..., Any]] = {}
+        self._module, self._backend = module, backend
+        self.is_bucketed = not _is_on_cpu(module)
+        self._options: dict[str, Any] = {}
         if backend == "inductor":
-            if is_cpu:
-                _check_compiler()
-            # On a CPU constant weights need not be handed in; on a GPU launches are what costs.
-            self._options = {"freezing" if is_cpu else "triton.cudagraphs": True}
+            self._options = {"triton.cudagraphs": True}
+            if not self.is_bucketed:
+                # Constant weights need not be handed in.
+                self._options = {"freezing": True, "post_grad_custom_pre_pass": join_products}
         self._stand_in = {cache: Deferred()}
         self._graphs: dict[Any, Callable[..., Any]] = {}
         self.compile_ms = 0.0
+
+    def bucket(self, rows: int) -> int:
+        """``rows`` as a forward should have them: on a GPU rounded up to multiples of 8, above 64
+        of 32. A few rows more cost less than another graph."""
+        if not self.is_bucketed:
+            return rows
+        step = 8 if rows <= 64 else 32
+        return -(-rows // step) * step
 
     def __call__(self, **inputs: Any) -> Any:
         """Call the module with a cache of this package that is aimed."""
         (name,) = self._stand_in
         cache: Cache = inputs.pop(name)
         inputs = {key: _laid_out(value) for key, value in inputs.items()}
-        shape = tuple(map(_kind, inputs.values()))
-        run = self._graphs.get(shape, self._module)
+        kind = tuple(self._kind(value) for value in inputs.values())
         torch.compiler.cudagraph_mark_step_begin()
-        with attending(cache), multiplying(self._layers):
-            if shape not in self._graphs and len(self._graphs) < MAX_GRAPHS:
-                return self._first(shape, inputs)
-            return run(**inputs, **self._stand_in)
+        with attending(cache):
+            try:
+                if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+                    return self._first(kind, inputs)
+                return self._graphs.get(kind, self._module)(**inputs, **self._stand_in)
+            except (Unsupported, UserError, FailOnRecompileLimitHit) as error:
+                # Nothing has run yet: it is found when a forward is read.
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"not compiled, as it cannot be one graph: {reason}", stacklevel=2)
+                self._graphs[kind] = self._module
+                return self._module(**inputs, **self._stand_in)
 
-    def _first(self, shape: Any, inputs: dict[str, Any]) -> Any:
-        """The first call of ``shape``: compile it, or know that it cannot be."""
+    def _first(self, kind: Any, inputs: dict[str, Any]) -> Any:
+        """The first call of ``kind``: compile it, or know that it cannot be."""
         began = time.perf_counter()
-        _mark_dynamic(inputs)
+        self._mark_dynamic(inputs)
         run = torch.compile(
             _own_code(self._module),
             backend=self._backend,
@@ -85,19 +101,45 @@ class Compiled:
             # functions, which all shapes share.
             fullgraph=True,
             # A dict of its own: the call takes the filter out of it.
-            options={**self._options, "guard_filter_fn": _no_guards},
+            options={**self._options, "guard_filter_fn": _of_arguments},
         )
-        try:
+        # Parameters belong to the graph; else every call would gather them from the modules.
+        with torch._dynamo.config.patch(install_free_tensors=True):
             out = run(**inputs, **self._stand_in)
-        except (Unsupported, UserError) as error:
-            # Nothing has run yet: it is found when a forward is read.
-            reason = str(error).partition("\n")[0]
-            warnings.warn(f"not compiled, as it cannot be one graph: {reason}", stacklevel=2)
-            self._graphs[shape] = self._module
-            return self._module(**inputs, **self._stand_in)
-        self._graphs[shape] = run
+        self._graphs[kind] = run
         self.compile_ms += 1e3 * (time.perf_counter() - began)
         return out
+
+    def _varying(self, value: Tensor) -> tuple[int, ...]:
+        """Dimensions of an argument that one graph takes as they come: rows, and slots of masks
+        [B, 1, N, S]. A text grows with every cycle; that must make no graph."""
+        if value.dim() == 4:
+            return (3,) if self.is_bucketed else (0, 2, 3)
+        return () if self.is_bucketed else (0, 1)
+
+    def _kind(self, value: Any) -> Any:
+        """What of an argument makes another graph."""
+        if isinstance(value, dict):
+            return tuple((key, self._kind(each)) for key, each in value.items())
+        if isinstance(value, Tensor):
+            # To the compiler a dimension of 1 is never one that varies.
+            varying = self._varying(value)
+            sizes = (size > 1 if dim in varying else size for dim, size in enumerate(value.shape))
+            return (*sizes, value.dtype)
+        return value
+
+    def _mark_dynamic(self, inputs: dict[str, Any]) -> None:
+        for value in inputs.values():
+            if isinstance(value, dict):
+                self._mark_dynamic(value)
+            elif isinstance(value, Tensor):
+                for dim in self._varying(value):
+                    if value.shape[dim] > 1:
+                        torch._dynamo.maybe_mark_dynamic(value, dim)
+
+
+def _is_on_cpu(module: nn.Module) -> bool:
+    return next(module.parameters()).device.type == "cpu"
 
 
 def _check_compiler() -> None:
@@ -113,8 +155,12 @@ def _check_compiler() -> None:
         ) from error
 
 
-def _no_guards(entries: list[Any]) -> list[bool]:
-    return [False] * len(entries)
+def _of_arguments(guards: Sequence[Any]) -> list[bool]:
+    return [
+        guard.guard_type == "SHAPE_ENV"
+        or (guard.guard_type == "TENSOR_MATCH" and guard.name.startswith("inputs["))
+        for guard in guards
+    ]
 
 
 def _own_code(module: nn.Module) -> FunctionType:
@@ -131,23 +177,3 @@ def _laid_out(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _laid_out(each) for key, each in value.items()}
     return value.contiguous() if isinstance(value, Tensor) else value
-
-
-def _kind(value: Any) -> Any:
-    """What of an argument makes another graph. A text grows with every cycle; that must not."""
-    if isinstance(value, dict):
-        return tuple((key, _kind(each)) for key, each in value.items())
-    if isinstance(value, Tensor):
-        # To the compiler a dimension of 1 is never one that varies.
-        slots = value.shape[3:].numel() > 1
-        return value.shape[:3], slots, value.dtype
-    return value
-
-
-def _mark_dynamic(value: Any) -> None:
-    """Mark the slots of masks."""
-    if isinstance(value, dict):
-        for each in value.values():
-            _mark_dynamic(each)
-    elif isinstance(value, Tensor) and value.dim() == 4:
-        torch._dynamo.maybe_mark_dynamic(value, 3)

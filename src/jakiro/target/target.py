@@ -15,7 +15,7 @@ from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import additive, attendable, positions, slot_positions, tree_mask
 from jakiro.errors import ConfigError, PromptError, TargetRefused
 from jakiro.target.attention import DEFERRED, GROUPED, attends
-from jakiro.target.compiled import Compiled, bucket
+from jakiro.target.compiled import Compiled, for_compiling
 from jakiro.target.families import causal_lm, context_length, head_transform, windows
 from jakiro.target.features import LAST_FEATURE, NO_FEATURES, FeatureSpec
 from jakiro.target.modules import rows_of, shared_copy
@@ -72,11 +72,12 @@ class Target:
         return number
 
     def compile(self, backend: str) -> None:
-        """Let trees be verified by a compiled model from now on, its rows padded to a ``bucket``.
-        Each size is compiled when it first comes (``compile_ms``). Prefill stays as it is.
+        """Let trees be verified by a compiled model from now on. Each kind of forward is compiled
+        when it first comes (``compile_ms``). Of prefill, the linear layers alone are others.
 
         Raises:
-            ConfigError: this model's attention cannot be taken out of the graph.
+            ConfigError: this model's attention cannot be taken out of the graph, or there is no
+                compiler.
         """
         if self.route != "mask" or self.config._attn_implementation != "sdpa":
             raise ConfigError(
@@ -84,6 +85,7 @@ class Target:
                 f"{self.config._attn_implementation!r} and trees reach it by {self.route}, where "
                 "'sdpa' and 'mask' are needed; leave out compile"
             )
+        self._runner = for_compiling(self._runner, backend)
         deferred = shared_copy(self._runner, attends(DEFERRED))
         self._compiled = Compiled(deferred, backend, "past_key_values")
 
@@ -163,7 +165,7 @@ class Target:
             return self._verify_chains(tree, cache, needs, num_known)
         num_fed = tree.num_nodes - num_known
         if self._compiled is not None:
-            tree = tree.padded(num_known + bucket(num_fed))
+            tree = tree.padded(num_known + self._compiled.bucket(num_fed))
         span = cache.aim(slice(0, tree.num_rows), tree.num_nodes - num_known, num_known)
         tokens = tree.tokens[:, num_known:]
         where = positions(tree, lengths)[:, num_known:]

@@ -1,0 +1,133 @@
+"""Linear layers in panels: the products of ``nn.Linear``, whatever the rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jakiro.errors import ConfigError
+from jakiro.target import compiled
+from jakiro.target.compiled import for_compiling
+from jakiro.target.packed import packed_view
+from jakiro.target.panels import PanelLinear, join_products
+
+# The compiler imports what torch itself has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def panel_view(module: nn.Module) -> nn.Module:
+    try:
+        return for_compiling(module, "inductor")
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def a_linear(inputs: int, outputs: int, dtype: torch.dtype, is_half: bool) -> nn.Linear:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=outputs % 2 == 0, dtype=dtype)
+    if is_half:
+        linear.weight.data = linear.weight.data.bfloat16().to(dtype)
+    return linear
+
+
+@pytest.mark.parametrize("outputs", [1, 31, 32, 100], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "is_half", "kept"),
+    [
+        (torch.float32, False, torch.float32),
+        (torch.float32, True, torch.bfloat16),
+        (torch.float64, False, torch.float64),
+        (torch.float64, True, torch.float64),
+    ],
+    ids=["float32", "float32 of bfloat16", "float64", "float64 of bfloat16"],
+)
+@torch.no_grad()
+def test_products_are_those_of_linear_layers(
+    outputs: int, dtype: torch.dtype, is_half: bool, kept: torch.dtype
+) -> None:
+    linear = a_linear(24, outputs, dtype, is_half)
+    (panel,) = panel_view(nn.Sequential(linear))
+    assert isinstance(panel, PanelLinear)
+    assert panel.panels.dtype == kept
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-15
+    for shape in [(24,), (0, 24), (1, 24), (2, 5, 24), (3, 17, 24)]:
+        states = torch.randn(shape, dtype=dtype)
+        torch.testing.assert_close(
+            panel(states), linear(states), atol=tolerance, rtol=10 * tolerance
+        )
+    # States that lie otherwise.
+    states = torch.randn(24, 7, dtype=dtype).T
+    torch.testing.assert_close(panel(states), linear(states), atol=tolerance, rtol=10 * tolerance)
+
+
+@torch.no_grad()
+def test_a_row_is_the_same_among_any_others() -> None:
+    """To the last bit: rows are divided otherwise when there are more of them."""
+    linear = a_linear(300, 70, torch.float32, is_half=False)
+    (panel,) = panel_view(nn.Sequential(linear))
+    states = torch.randn(40, 300)
+    alone = torch.cat([panel(row[None]) for row in states])
+    for count in range(1, 41):
+        assert torch.equal(panel(states[:count]), alone[:count])
+
+
+def test_the_module_itself_stays_what_it_is() -> None:
+    pair = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, dtype=torch.float64))
+    view = panel_view(packed_view(pair))
+    assert [type(each) for each in pair] == [nn.Linear] * 2
+    assert [type(each) for each in view] == [PanelLinear] * 2
+    assert view[0].weight is pair[0].weight
+    assert not any(hasattr(each, "blocked") for each in view), "one layout is enough"
+    assert list(view.state_dict()) == list(pair.state_dict())
+
+
+def test_layers_of_other_kinds_are_left_alone() -> None:
+    class Odd(nn.Linear):
+        pass
+
+    module = nn.Sequential(nn.Linear(4, 4), Odd(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16))
+    assert [type(each) for each in panel_view(module)] == [PanelLinear, Odd, nn.Linear]
+
+
+class Block(nn.Module):
+    """Three layers that read the same states, one that reads others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = a_linear(24, 40, torch.float32, False), nn.Linear(24, 33)
+        self.third, self.outer = nn.Linear(24, 40, bias=False), nn.Linear(40, 24)
+
+    def forward(self, states: Tensor) -> Tensor:
+        inner = self.first(states) * self.third(states)
+        return self.outer(inner) + self.second(states).sum(-1, keepdim=True)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_products_of_the_same_states_are_one_call() -> None:
+    block = Block()
+    view = panel_view(block)
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        join_products(graph.graph)
+        graph.graph.lint()
+        graph.recompile()
+        calls = graph.graph.find_nodes(op="call_function", target=torch.ops.jakiro.product.default)
+        seen.append([node.args[2] for node in calls])
+        return graph.forward
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    run = torch.compile(view, backend=aot_autograd(fw_compiler=backend), dynamic=False)
+    states = torch.randn(2, 7, 24)
+    torch.testing.assert_close(run(states), block(states))
+    assert seen == [[[40, 40, 33], [24]]]
+
+
+def test_a_missing_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as settings
+
+    monkeypatch.setattr(settings.cpp, "cxx", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+        compiled.for_compiling(nn.Sequential(nn.Linear(4, 4)), "inductor")
