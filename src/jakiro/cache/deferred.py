@@ -58,6 +58,18 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scal
     )
 
 
+torch.library.define(
+    "jakiro::mix",
+    "(Tensor queries, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor",
+)
+
+
+@torch.library.impl("jakiro::mix", "CompositeExplicitAutograd")
+def _mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """``mix`` as [B, N, heads, d]. On a CPU ``attention.cpp`` takes its place once it is loaded."""
+    return mix(queries, keys, values, mask, scale).transpose(1, 2).contiguous()
+
+
 # A graph of CUDA would replay one moment's slots for ever, so it has to stop here. Defined and not
 # wrapped (``custom_op``), which takes 10 us a call, once for every layer.
 torch.library.define(
@@ -74,7 +86,8 @@ def _attend(
     """[B, N, heads, d] from queries [B, heads, N, d] and new keys and values [B, kv_heads, N, d] of
     one layer, under an additive mask [B, 1, N, S]."""
     keys, values = _active.get().update(keys, values, layer)
-    return mix(queries, keys, values, mask, scale).transpose(1, 2).contiguous()
+    mixed: Tensor = torch.ops.jakiro.mix(queries, keys, values, mask, scale)
+    return mixed
 
 
 @torch.library.register_fake("jakiro::attend")  # type: ignore[untyped-decorator]

@@ -17,7 +17,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported, UserError
 from transformers.cache_utils import Cache
 
 from jakiro.cache.deferred import Deferred, attending
-from jakiro.errors import ConfigError
+from jakiro.kernels.build import check_compiler, load
 from jakiro.target.modules import Module
 from jakiro.target.panels import join_products, panel_view
 
@@ -32,7 +32,8 @@ def for_compiling(module: Module, backend: str) -> Module:
     """
     if backend != "inductor" or not _is_on_cpu(module):
         return module
-    _check_compiler()
+    check_compiler()
+    load("attention")
     return panel_view(module)
 
 
@@ -140,19 +141,6 @@ class Compiled:
 
 def _is_on_cpu(module: nn.Module) -> bool:
     return next(module.parameters()).device.type == "cpu"
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise ConfigError(
-            "compiling for a CPU needs a C++ compiler and none was found; install g++ or clang++ "
-            "or name one in the environment variable CXX, or leave out compile"
-        ) from error
 
 
 def _of_arguments(guards: Sequence[Any]) -> list[bool]:

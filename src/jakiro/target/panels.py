@@ -1,4 +1,4 @@
-"""Linear layers for the few rows of a draft or of a tree, by a kernel of our own (``panels.cpp``).
+"""Linear layers for the few rows of a draft or of a tree, by a kernel of our own (``product.cpp``).
 
 With a dozen rows a product should cost what reading its weight costs. On a CPU no library does it:
 one row goes at less than half the speed of memory, a dozen at a quarter. Weights that are numbers
@@ -8,8 +8,6 @@ of bfloat16, as most published ones are, are read as such: half the bytes, the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from operator import getitem
 from typing import TypeGuard, cast
 
@@ -17,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from jakiro.kernels.build import load
 from jakiro.target.modules import Module, shared_copy
 from jakiro.target.packed import PackedLinear
 
 _BYTES = 128
-"""Of the outputs of one panel: two vectors of ``panels.cpp``."""
+"""Of the outputs of one panel: two vectors of the kernel."""
 _DTYPES = (torch.float32, torch.float64)
 
 Call = tuple[fx.Node, Sequence[fx.Node], Sequence[int]]
@@ -57,7 +56,7 @@ def panel_view(module: Module) -> Module:
     """
     if not any(map(_fits, module.modules())):
         return module
-    _load_kernel()
+    load("product")
 
     def change(_: str, child: nn.Module) -> None:
         if _fits(child):
@@ -115,13 +114,3 @@ def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
         return False
     weight = module.weight.data
     return type(weight) is Tensor and weight.device.type == "cpu" and weight.dtype in _DTYPES
-
-
-@cache
-def _load_kernel() -> None:
-    from torch._inductor.codecache import CppCodeCache
-
-    CppCodeCache.load(
-        files(__package__).joinpath("panels.cpp").read_text(),
-        extra_flags=["-ffp-contract=fast"],
-    )

@@ -94,9 +94,10 @@ void multiply_some(int64_t some, const T* rows, const Stored* panel, T* out, Par
 template <class T, class Stored>
 void multiply_all(int64_t many, const T* rows, const Stored* panel, T* out, Part part) {
   const int64_t parts = (many + MOST - 1) / MOST;
-  for (int64_t at = 0; at < parts; ++at) {
-    const int64_t from = many * at / parts, to = many * (at + 1) / parts;
-    multiply_some<T, Stored>(to - from, rows + from * part.inputs, panel, out + from * part.width, part);
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t from = many * i / parts, to = many * (i + 1) / parts;
+    multiply_some<T, Stored>(to - from, rows + from * part.inputs, panel, out + from * part.width,
+                             part);
   }
 }
 
@@ -118,13 +119,14 @@ at::Tensor by_type(const at::Tensor& states, at::TensorList panels, at::IntArray
     for (size_t which = 0; which < panels.size(); ++which) {
       const auto& weight = panels[which];
       const int64_t last = first + weight.size(0);
-      for (int64_t at = std::max(begin, first); at < std::min(end, last); ++at) {
-        const int64_t skipped = (at - first) * WIDTH<T>;
+      for (int64_t i = std::max(begin, first); i < std::min(end, last); ++i) {
+        const int64_t skipped = (i - first) * WIDTH<T>;
         const Part part{inputs, sizes.back(), std::min<int64_t>(WIDTH<T>, widths[which] - skipped)};
         T* here = to + offset + skipped;
         if constexpr (std::is_same_v<T, float>) {
           if (weight.scalar_type() == at::kBFloat16) {
-            multiply_all<T>(many, rows, weight.const_data_ptr<c10::BFloat16>() + skipped * inputs, here, part);
+            multiply_all<T>(many, rows, weight.const_data_ptr<c10::BFloat16>() + skipped * inputs,
+                            here, part);
             continue;
           }
         }
