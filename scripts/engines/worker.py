@@ -1,7 +1,8 @@
 """One engine in a process of its own, asked over pipes.
 
     python worker.py '{"engine": "vllm", "target": DIR, "speculative": {...} or null}'
-    python worker.py '{"engine": "jakiro", "target": DIR, "drafter": NAME or DIR, "tree": PLAN}'
+    python worker.py '{"engine": "jakiro", "target": DIR, "drafter": NAME or DIR, "tree": PLAN,
+                      "compile": true or false}'
     python worker.py '{"engine": "chain", "target": DIR, "head": DIR, "depth": D}'
 
 It writes a line about itself, then answers each line {"prompt_ids", "max_tokens"} by one line
@@ -79,7 +80,11 @@ class Jakiro:
         self.version = jakiro.__version__
         self._params = jakiro.SamplingParams
         self._engine = jakiro.load(
-            job["target"], job["drafter"], tree=job.get("tree"), dtype="float32"
+            job["target"],
+            job["drafter"],
+            tree=job.get("tree"),
+            dtype="float32",
+            compile=job.get("compile", False),
         )
 
     def answer(self, prompt_ids: Ids, max_tokens: int) -> tuple[Ids, Counts]:
