@@ -4,7 +4,8 @@ numbers of tokens, in alternation. ``make bench-vllm`` runs it in the environmen
 Every engine has a process of its own and all cores, one at a time: they answer each prompt in turn,
 in rotating order, and wait asleep for the others. All are greedy, in float32, batch 1, and go to
 the end token or the limit. vLLM runs with what it recommends for a CPU: Intel's OpenMP, bound
-threads, no second process; it compiles its forwards, and this package runs with and without that.
+threads, no second process; it compiles its forwards, and so does this package, but
+for the plain decoding that all are compared with.
 The JSON report has a row per engine, method and task:
 
     {"engine", "version", "method", "task", "num_tokens": [per prompt], "tokens_per_s": [per prompt,
@@ -50,14 +51,16 @@ def jobs(room: Path, depth: int, eager: bool) -> Jobs:
     for name, settings in drafted.items():
         full = settings and {**settings, "num_speculative_tokens": depth}
         found["vllm", name] = vllm_job(full, eager)
+    found[PLAIN] = {"engine": "jakiro", "target": TARGET.name, "drafter": "none"}
     # The bundled head reads lower layers as well, which vLLM's does not.
-    drafters = {"plain": "none", "jakiro": str(HEADS / "jakiro_last"), "jakiro (bundled)": "jakiro"}
-    compiled = drafters | {"prompt_lookup": "prompt_lookup"}
-    for name, drafter in drafters.items():
-        found["jakiro", name] = {"engine": "jakiro", "target": TARGET.name, "drafter": drafter}
+    compiled = {
+        "plain": "none",
+        "prompt_lookup": "prompt_lookup",
+        "jakiro": str(HEADS / "jakiro_last"),
+        "jakiro (bundled)": "jakiro",
+    }
     for name, drafter in compiled.items():
-        own = {"target": TARGET.name, "drafter": drafter, "compile": True}
-        found["jakiro", f"{name}, compiled"] = {"engine": "jakiro", **own}
+        found["jakiro", f"{name}, compiled"] = found[PLAIN] | {"drafter": drafter, "compile": True}
     return found
 
 
