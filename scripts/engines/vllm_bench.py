@@ -3,8 +3,8 @@ numbers of tokens, in alternation. ``make bench-vllm`` runs it in the environmen
 
 Every engine has a process of its own and all cores, one at a time: they answer each prompt in turn,
 in rotating order, and wait asleep for the others. All are greedy, in float32, batch 1, and go to
-the end token or the limit. vLLM runs with what it recommends for a CPU: Intel's OpenMP, bound
-threads, no second process; it compiles its forwards, and so does this package, but
+the end token or the limit. vLLM runs with what it recommends for a CPU (Intel's OpenMP, bound
+threads, no second process), this package as it is installed. vLLM compiles its forwards, and so does this package, but
 for the plain decoding that all are compared with.
 The JSON report has a row per engine, method and task:
 
@@ -145,7 +145,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as room, ExitStack() as stack:
         engines = {
-            name: stack.enter_context(worker(job, tuned()))
+            name: stack.enter_context(worker(job, tuned() if name[0] == "vllm" else {}))
             for name, job in jobs(Path(room), chosen.depth, chosen.eager).items()
         }
         for task, each in asked.items():

@@ -100,9 +100,10 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         max_batch_size: requests decoded together; more wait.
         noise_aware: let drafts at T > 0 lean to where the sampling noise points (the text is the
             same either way).
-        compile: run target and drafter through ``torch.compile``, trees padded to few sizes. Each
-            size takes seconds to minutes when it first comes (``engine.target.compile_ms``). For a
-            CPU it takes a C++ compiler.
+        compile: run target and drafter through ``torch.compile``, on a CPU with kernels for a few
+            rows. Each kind of forward, of a handful, is compiled when it first comes, which takes
+            seconds to half a minute (``engine.target.compile_ms``). For a CPU it takes a C++
+            compiler.
         definition: what the target's law is, if not its own: a name or ``NAME:SETTING=VALUE,..``
             (docs/methods.md). What is promised of the target then holds of its redefinition.
         amateur: the second model of a definition that needs one, as a directory, a hub name or

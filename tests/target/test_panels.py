@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jakiro.errors import ConfigError
+from jakiro.kernels import build
 from jakiro.target import compiled
 from jakiro.target.compiled import for_compiling
 from jakiro.target.packed import packed_view
@@ -131,3 +132,15 @@ def test_a_missing_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(settings.cpp, "cxx", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
         compiled.for_compiling(nn.Sequential(nn.Linear(4, 4)), "inductor")
+
+
+def test_a_compiler_that_cannot_build_a_kernel_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.codecache import CppCodeCache
+    from torch._inductor.exc import CppCompileError
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise CppCompileError(["cc"], "no vectors here")
+
+    monkeypatch.setattr(CppCodeCache, "load", fail)
+    with pytest.raises(ConfigError, match=r"could not build product\.cpp"):
+        build.load.__wrapped__("product")

@@ -54,8 +54,8 @@ CompileOption = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile target and drafter: seconds for each new shape, then faster. Needs a C++ "
-        "compiler on a CPU.",
+        help="Compile target and drafter: a minute or two while the first answers are written, "
+        "then faster. Needs a C++ compiler on a CPU.",
     ),
 ]
 ChatOption = Annotated[
