@@ -4,8 +4,8 @@ numbers of tokens, in alternation. ``make bench-vllm`` runs it in the environmen
 Every engine has a process of its own and all cores, one at a time: they answer each prompt in turn,
 in rotating order, and wait asleep for the others. All are greedy, in float32, batch 1, and go to
 the end token or the limit. vLLM runs with what it recommends for a CPU (Intel's OpenMP, bound
-threads, no second process), this package as it is installed. vLLM compiles its forwards, and so does this package, but
-for the plain decoding that all are compared with.
+threads, no second process), this package as it is installed. vLLM compiles its forwards, and so
+does this package, but for the plain decoding that all are compared with.
 The JSON report has a row per engine, method and task:
 
     {"engine", "version", "method", "task", "num_tokens": [per prompt], "tokens_per_s": [per prompt,
