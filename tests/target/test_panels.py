@@ -126,11 +126,13 @@ def test_products_of_the_same_states_are_one_call() -> None:
     assert seen == [[[40, 40, 33], [24]]]
 
 
-def test_a_missing_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_said_at_once() -> None:
     import torch._inductor.config as settings
 
-    monkeypatch.setattr(settings.cpp, "cxx", "no-such-compiler")
-    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+    with (
+        settings.patch({"cpp.cxx": "no-such-compiler"}),
+        pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"),
+    ):
         compiled.for_compiling(nn.Sequential(nn.Linear(4, 4)), "inductor")
 
 
