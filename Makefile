@@ -42,7 +42,7 @@ planted: setup ## every planted bug must be caught by its named oracle
 	$(BIN)/python -m tests.planted
 
 compiled: setup ## what is compiled, through the compiler of torch (minutes)
-	JAKIRO_COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/engine/test_compile.py tests/target/test_panels.py tests/train/test_losses.py
+	JAKIRO_COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/engine/test_compile.py tests/target/test_panels.py tests/cache/test_attention_kernel.py tests/train/test_losses.py
 
 targets: setup ## every class for causal language modelling of transformers against the oracle (minutes)
 	$(BIN)/python -m tests.architectures --out docs/benchmarks/targets.json
