@@ -52,11 +52,11 @@ class Compiled:
 
     def __init__(self, module: nn.Module, backend: str, cache: str) -> None:
         self._module, self._backend = module, backend
-        self.is_bucketed = not _is_on_cpu(module)
+        self._is_bucketed = not _is_on_cpu(module)
         self._options: dict[str, Any] = {}
         if backend == "inductor":
             self._options = {"triton.cudagraphs": True}
-            if not self.is_bucketed:
+            if not self._is_bucketed:
                 # Constant weights need not be handed in.
                 self._options = {"freezing": True, "post_grad_custom_pre_pass": join_products}
         self._stand_in = {cache: Deferred()}
@@ -66,7 +66,7 @@ class Compiled:
     def bucket(self, rows: int) -> int:
         """``rows`` as a forward should have them: on a GPU rounded up to multiples of 8, above 64
         of 32. A few rows more cost less than another graph."""
-        if not self.is_bucketed:
+        if not self._is_bucketed:
             return rows
         step = 8 if rows <= 64 else 32
         return -(-rows // step) * step
@@ -99,7 +99,7 @@ class Compiled:
             backend=self._backend,
             dynamic=False,
             # Broken in pieces it would be several graphs, found by the code of the model's own
-            # functions, which all shapes share.
+            # functions, which all kinds share.
             fullgraph=True,
             # A dict of its own: the call takes the filter out of it.
             options={**self._options, "guard_filter_fn": _of_arguments},
@@ -115,8 +115,8 @@ class Compiled:
         """Dimensions of an argument that one graph takes as they come: rows, and slots of masks
         [B, 1, N, S]. A text grows with every cycle; that must make no graph."""
         if value.dim() == 4:
-            return (3,) if self.is_bucketed else (0, 2, 3)
-        return () if self.is_bucketed else (0, 1)
+            return (3,) if self._is_bucketed else (0, 2, 3)
+        return () if self._is_bucketed else (0, 1)
 
     def _kind(self, value: Any) -> Any:
         """What of an argument makes another graph."""
@@ -161,7 +161,7 @@ def _own_code(module: nn.Module) -> FunctionType:
 
 
 def _laid_out(value: Any) -> Any:
-    """What an argument must be where nobody looks at strides."""
+    """An argument as every graph has it: how it lies must not make another."""
     if isinstance(value, dict):
         return {key: _laid_out(each) for key, each in value.items()}
     return value.contiguous() if isinstance(value, Tensor) else value
