@@ -39,6 +39,10 @@ constexpr int MOST = 14;
 constexpr int MOST = 3;
 #endif
 
+// Inputs whose weights are asked for beforehand: what comes from memory does not come by itself
+// across the ends of its pages.
+constexpr int AHEAD = 64;
+
 // Numbers in a row of the states, in a row of what is made, and of them from this panel.
 struct Part {
   int64_t inputs, width, used;
@@ -53,7 +57,8 @@ struct Weights {
 template <class T>
 inline Weights<T> read(const T* from) {
   Weights<T> weights;
-  std::memcpy(&weights, from, 2 * BYTES);
+  std::memcpy(&weights.low, from, BYTES);
+  std::memcpy(&weights.high, from + WIDTH<T> / 2, BYTES);
   return weights;
 }
 
@@ -68,7 +73,11 @@ template <class T, class Stored, int ROWS>
 void multiply(const T* rows, const Stored* panel, T* out, Part part) {
   Weights<T> sums[ROWS] = {};
   for (int64_t input = 0; input < part.inputs; ++input) {
-    const auto weights = read(panel + input * WIDTH<T>);
+    const Stored* here = panel + input * WIDTH<T>;
+    for (size_t line = 0; line < WIDTH<T>; line += BYTES / sizeof(Stored)) {
+      __builtin_prefetch(here + AHEAD * WIDTH<T> + line);
+    }
+    const auto weights = read(here);
 #pragma GCC unroll 16
     for (int row = 0; row < ROWS; ++row) {
       const T value = rows[row * part.inputs + input];
