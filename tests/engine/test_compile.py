@@ -103,6 +103,30 @@ def test_sizes_are_those_of_each_call(is_named: bool) -> None:
     assert len(run._graphs) == 2, "a text that grows makes no graph"
 
 
+class Layers(nn.Module):
+    """Products by panels, beside one by a matrix that is in none."""
+
+    def __init__(self, is_mixed: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(24, 40)
+        self.matrix = nn.Parameter(torch.randn(40, 8)) if is_mixed else None
+
+    def forward(self, states: Tensor, cache: object) -> Tensor:
+        found: Tensor = self.linear(states)
+        return found if self.matrix is None else found @ self.matrix
+
+
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["all in panels", "mixed"])
+@torch.no_grad()
+def test_a_graph_that_is_found_again_has_weights_of_its_own(is_mixed: bool) -> None:
+    """The compiler keeps finished graphs on disk, by their form."""
+    states = torch.randn(1, 3, 24)
+    for _ in range(2):
+        module = Layers(is_mixed)
+        run = compiled.Compiled(compiled.for_compiling(module, BACKEND), BACKEND, "cache")
+        torch.testing.assert_close(run(states=states, cache=None), module(states, None))
+
+
 class Branches(Shapes):
     """Does one thing with a few rows and another with many."""
 

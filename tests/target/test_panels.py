@@ -11,7 +11,7 @@ from jakiro.kernels import build
 from jakiro.target import compiled
 from jakiro.target.compiled import for_compiling
 from jakiro.target.packed import packed_view
-from jakiro.target.panels import PanelLinear, join_products
+from jakiro.target.panels import JoinProducts, PanelLinear, all_in_panels
 
 # The compiler imports what torch itself has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -88,7 +88,11 @@ def test_layers_of_other_kinds_are_left_alone() -> None:
         pass
 
     module = nn.Sequential(nn.Linear(4, 4), Odd(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16))
-    assert [type(each) for each in panel_view(module)] == [PanelLinear, Odd, nn.Linear]
+    view = panel_view(module)
+    assert [type(each) for each in view] == [PanelLinear, Odd, nn.Linear]
+    assert not all_in_panels(view)
+    assert not any(all_in_panels(each) for each in view[1:])
+    assert all_in_panels(nn.Sequential(view[0], nn.Embedding(3, 4), nn.LayerNorm(4)))
 
 
 class Block(nn.Module):
@@ -111,7 +115,7 @@ def test_products_of_the_same_states_are_one_call() -> None:
     seen = []
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
-        join_products(graph.graph)
+        JoinProducts()(graph.graph)
         graph.graph.lint()
         graph.recompile()
         calls = graph.graph.find_nodes(op="call_function", target=torch.ops.jakiro.product.default)

@@ -14,6 +14,7 @@ from typing import TypeGuard, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from jakiro.kernels.build import load
 from jakiro.target.modules import Module, shared_copy
@@ -68,6 +69,16 @@ def panel_view(module: Module) -> Module:
     return shared_copy(module, change)
 
 
+def all_in_panels(module: nn.Module) -> bool:
+    """Whether every weight of a product is in panels: all matrices but those that are looked up."""
+    return not any(
+        weight.dim() > 1
+        for child in module.modules()
+        if not isinstance(child, PanelLinear | nn.Embedding)
+        for weight in child.parameters(recurse=False)
+    )
+
+
 def in_panels(weight: Tensor) -> Tensor:
     """``weight`` [out, in] as the kernel reads it, [panels, in, outputs]: in its own dtype, or, if
     nothing is lost, in bfloat16, where the two halves of a panel's outputs alternate."""
@@ -79,14 +90,20 @@ def in_panels(weight: Tensor) -> Tensor:
     return panels.contiguous()
 
 
-def join_products(graph: fx.Graph) -> None:
-    """Let one call make all products of the same states: a pass over a graph of the compiler."""
-    alike: dict[object, list[fx.Node]] = {}
-    for node in graph.find_nodes(op="call_function", target=_product.default):
-        alike.setdefault(node.args[0], []).append(node)
-    for nodes in alike.values():
-        if len(nodes) > 1:
-            _join(graph, nodes)
+class JoinProducts(CustomGraphPass):
+    """One call makes all products of the same states: a pass over a graph of the compiler."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        alike: dict[object, list[fx.Node]] = {}
+        for node in graph.find_nodes(op="call_function", target=_product.default):
+            alike.setdefault(node.args[0], []).append(node)
+        for nodes in alike.values():
+            if len(nodes) > 1:
+                _join(graph, nodes)
+
+    def uuid(self) -> object:
+        """Known by this, finished graphs are kept on disk and found by the next process."""
+        return get_hash_for_files((__file__,))
 
 
 def _join(graph: fx.Graph, nodes: list[fx.Node]) -> None:
