@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jakiro.errors import ConfigError
@@ -17,9 +18,9 @@ from jakiro.target.panels import JoinProducts, PanelLinear, all_in_panels
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def panel_view(module: nn.Module) -> nn.Module:
+def panel_view(module: nn.Module, is_rounded: bool = False) -> nn.Module:
     try:
-        return for_compiling(module, "inductor")
+        return for_compiling(module, "inductor", is_rounded=is_rounded)
     except ConfigError as error:
         pytest.skip(str(error))
 
@@ -71,6 +72,16 @@ def test_a_row_is_the_same_among_any_others() -> None:
     alone = torch.cat([panel(row[None]) for row in states])
     for count in range(1, 41):
         assert torch.equal(panel(states[:count]), alone[:count])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@torch.no_grad()
+def test_what_drafts_alone_depend_on_is_rounded(dtype: torch.dtype) -> None:
+    linear, states = a_linear(24, 40, dtype, is_half=False), torch.randn(3, 24, dtype=dtype)
+    (panel,) = panel_view(nn.Sequential(linear), is_rounded=True)
+    rounded = linear.weight.bfloat16().to(dtype) if dtype == torch.float32 else linear.weight
+    torch.testing.assert_close(panel(states), F.linear(states, rounded, linear.bias))
+    assert not torch.equal(rounded, linear.weight) or dtype == torch.float64
 
 
 def test_the_module_itself_stays_what_it_is() -> None:

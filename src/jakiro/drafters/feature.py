@@ -106,7 +106,7 @@ class FeatureDrafter(Drafter):
         self._pending.begin(features, ids[known.length + 1 :])
 
     def compile(self, backend: str) -> None:
-        self.head = for_compiling(self.head, backend)
+        self.head = for_compiling(self.head, backend, is_rounded=True)
         self._compiled = Compiled(self.head, backend, "cache")
 
     def draft(self, request: DraftRequest) -> TokenTree:

@@ -25,8 +25,9 @@ MAX_GRAPHS = 64
 """Of one module; kinds of rows beyond run uncompiled."""
 
 
-def for_compiling(module: Module, backend: str) -> Module:
+def for_compiling(module: Module, backend: str, *, is_rounded: bool = False) -> Module:
     """``module``, or a view of it, as ``Compiled`` wants it for a backend of ``torch.compile``.
+    ``is_rounded``: weights of float32 may be rounded to bfloat16, as only drafts depend on them.
 
     Raises ``ConfigError`` where the compiler needs another, of C++, that is not there.
     """
@@ -34,7 +35,7 @@ def for_compiling(module: Module, backend: str) -> Module:
         return module
     check_compiler()
     load("attention")
-    return panel_view(module)
+    return panel_view(module, is_rounded)
 
 
 class Compiled:

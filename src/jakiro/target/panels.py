@@ -51,9 +51,10 @@ class PanelLinear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
-def panel_view(module: Module) -> Module:
+def panel_view(module: Module, is_rounded: bool) -> Module:
     """``module`` with its linear layers on a CPU, of float32 and float64, in panels: a copy of the
     module *tree* that shares every parameter. The panels are those of the weights now.
+    ``is_rounded``: in bfloat16 also where float32 says more.
     """
     if not any(map(_fits, module.modules())):
         return module
@@ -64,7 +65,7 @@ def panel_view(module: Module) -> Module:
             weight = child.weight.detach()
             child.__class__ = PanelLinear
             vars(child).pop("blocked", None)
-            child.register_buffer("panels", in_panels(weight), persistent=False)
+            child.register_buffer("panels", in_panels(weight, is_rounded), persistent=False)
 
     return shared_copy(module, change)
 
@@ -79,13 +80,15 @@ def all_in_panels(module: nn.Module) -> bool:
     )
 
 
-def in_panels(weight: Tensor) -> Tensor:
+def in_panels(weight: Tensor, is_rounded: bool) -> Tensor:
     """``weight`` [out, in] as the kernel reads it, [panels, in, outputs]: in its own dtype, or, if
-    nothing is lost, in bfloat16, where the two halves of a panel's outputs alternate."""
+    nothing is lost or it ``is_rounded``, float32 in bfloat16, where the two halves of a panel's
+    outputs alternate."""
     size = _BYTES // weight.element_size()
     padded = F.pad(weight, (0, 0, 0, -len(weight) % size))
     panels = padded.view(-1, size, weight.shape[1]).transpose(1, 2)
-    if weight.dtype == torch.float32 and torch.equal(weight.bfloat16().float(), weight):
+    is_half = is_rounded or torch.equal(weight.bfloat16().to(weight.dtype), weight)
+    if is_half and weight.dtype == torch.float32:
         panels = panels.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2).bfloat16()
     return panels.contiguous()
 
