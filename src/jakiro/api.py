@@ -102,8 +102,9 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
             same either way).
         compile: run target and drafter through ``torch.compile``, on a CPU with kernels for a few
             rows. Each kind of forward, of a handful, is compiled when it first comes, which takes
-            seconds to half a minute (``engine.target.compile_ms``). For a CPU it takes a C++
-            compiler, and the weights once more in memory (of bfloat16 numbers half of float32).
+            seconds to half a minute (``engine.target.compile_ms``), less where another process
+            did it before. For a CPU it takes a C++ compiler, and the weights once more in memory
+            (of bfloat16 numbers half of float32; those of heads are rounded to them).
         definition: what the target's law is, if not its own: a name or ``NAME:SETTING=VALUE,..``
             (docs/methods.md). What is promised of the target then holds of its redefinition.
         amateur: the second model of a definition that needs one, as a directory, a hub name or
