@@ -101,10 +101,11 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         noise_aware: let drafts at T > 0 lean to where the sampling noise points (the text is the
             same either way).
         compile: run target and drafter through ``torch.compile``, on a CPU with kernels for a few
-            rows. Each kind of forward, of a handful, is compiled when it first comes, which takes
-            seconds to half a minute (``engine.target.compile_ms``), less where another process
-            did it before. For a CPU it takes a C++ compiler, and the weights once more in memory
-            (of bfloat16 numbers half of float32; those of heads are rounded to them).
+            rows. There it takes a C++ compiler, and the weights once more in memory (of bfloat16
+            numbers half of float32; those of heads are rounded to them). A handful of kinds of
+            forward are compiled here and now, which takes a minute, seconds where another process
+            did it before; what is not known here (several models, a GPU) when it first comes
+            (``engine.target.compile_ms``).
         definition: what the target's law is, if not its own: a name or ``NAME:SETTING=VALUE,..``
             (docs/methods.md). What is promised of the target then holds of its redefinition.
         amateur: the second model of a definition that needs one, as a directory, a hub name or
@@ -154,6 +155,7 @@ def load(  # noqa: PLR0913  the one call of a user, by keyword
         return drafter
 
     made = anew()
+    wrapped.meet(made.needs)
     policy: Callable[[TreePlan], Policy] = Fixed
     if is_auto and not isinstance(made, NoDrafter):
         options = {name: repr(value) for name, value in (drafter_options or {}).items()}

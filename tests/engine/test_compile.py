@@ -7,12 +7,15 @@ that padding is invisible; ``make compiled`` runs the same through the compiler 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jakiro.cache.deferred import Deferred, attend
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.none import NoDrafter
 from jakiro.errors import ConfigError
@@ -43,6 +46,9 @@ def test_compiled_texts_are_the_plain_ones(
     head = FeatureDrafter(world.head(plain, "jakiro"), target)
     target.compile(BACKEND)
     head.compile(BACKEND)
+    target.meet(head.needs)
+    runs = (target._compiled, head._compiled)
+    met = [list(run._graphs) for run in runs if run is not None]
     engine = world.make_engine(
         target, Guided(head, texts), world.TREES["dynamic"], max_batch_size=2
     )
@@ -53,6 +59,11 @@ def test_compiled_texts_are_the_plain_ones(
     ]
     assert engine.stats.tau > 1.2, "nothing was accepted"
     assert target.compile_ms > 0
+    if is_bucketed:
+        assert met == [[], []]
+    else:
+        assert met == [list(run._graphs) for run in runs if run is not None]
+        assert list(map(len, met)) == [2, 1 + head.free_levels]
 
 
 @pytest.mark.parametrize("most", [1, 64])
@@ -79,28 +90,78 @@ def test_graphs_are_for_kinds_and_kinds_beyond_run_uncompiled(
 
 
 class Shapes(nn.Module):
-    """Says what a graph took for constant: slots of a mask, and how the states lie."""
+    """Says what a graph took for constant: how many rows there are, and how the states lie."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def forward(self, states: Tensor, mask: Tensor | dict[str, Tensor], cache: object) -> Tensor:
-        first = mask["full"] if isinstance(mask, dict) else mask
-        return states * first.shape[3] + states.stride(0)
+    def forward(self, states: Tensor, where: Tensor, cache: object) -> tuple[Tensor, Tensor]:
+        return states * where[..., None] + states.stride(1), states.sum(1) * states.shape[1]
 
 
-@pytest.mark.parametrize("is_named", [False, True], ids=["one mask", "masks by name"])
-def test_sizes_are_those_of_each_call(is_named: bool) -> None:
+def test_sizes_are_those_of_each_call() -> None:
+    """Rows of all texts come as rows of one, whatever they are handed in as."""
     run = compiled.Compiled(Shapes(), BACKEND, "cache")
-    for rows, slots in ((2, 1), (2, 4), (3, 7), (4, 4), (2, 1)):
-        states = torch.arange(3.0 * rows).view(rows, 3)
-        mask = torch.zeros(1, 1, rows, slots)
-        given = {"full": mask} if is_named else mask
-        for lying in (states.T.contiguous().T, states):
-            found = run(states=lying, mask=given, cache=None)
-            assert torch.equal(found, states * slots + 3)
-    assert len(run._graphs) == 2, "a text that grows makes no graph"
+    for batch, rows in ((1, 2), (1, 4), (3, 2), (1, 1), (2, 1), (1, 3)):
+        states = torch.arange(5.0 * batch * rows).view(batch, rows, 5)
+        where = torch.arange(1.0, 1.0 + batch)[:, None]
+        for lying in (states.mT.contiguous().mT, states):
+            each, whole = run(states=lying, where=where, cache=None)
+            assert torch.equal(each, states * where[..., None] + 5)
+            assert torch.equal(whole, states.sum((0, 1))[None] * batch * rows)
+    assert len(run._graphs) == 2, "neither a text that grows nor a batch makes a graph"
+
+
+class Masked(nn.Module):
+    """An attention, and what it does to its masks before."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self._change = change
+
+    def forward(self, states: Tensor, mask: dict[str, Tensor], cache: object) -> Tensor:
+        heads = states[:, None]
+        near, far = (self._change(mask[name]) for name in ("near", "far"))
+        mixed = [attend(heads, heads, heads, each, 0, 1.0) for each in (near, far)]
+        return torch.cat(mixed, -1)[:, :, 0]
+
+
+def _same(mask: Tensor) -> Tensor:
+    return mask
+
+
+def _shown(mask: Tensor) -> Tensor:
+    return mask[:, :, :, :7].expand(-1, -1, 3, -1)
+
+
+def _smaller(mask: Tensor) -> Tensor:
+    return mask - 1.0
+
+
+@pytest.mark.parametrize("change", [_same, _shown])
+def test_every_layer_has_the_mask_that_it_was_handed(change: Callable[[Tensor], Tensor]) -> None:
+    run = compiled.Compiled(Masked(change), BACKEND, "cache")
+    generator = torch.Generator().manual_seed(0)
+    for batch, rows in ((1, 4), (3, 2), (1, 1)):
+        states = torch.randn(batch, rows, 8, generator=generator)
+        masks = {
+            name: torch.randn(batch, 1, rows, rows, generator=generator) for name in ("near", "far")
+        }
+        found = run(states=states, mask=masks, cache=Deferred())
+        wanted = [
+            F.scaled_dot_product_attention(states, states, states, mask[:, 0], scale=1.0)
+            for mask in masks.values()
+        ]
+        torch.testing.assert_close(found, torch.cat(wanted, -1))
+
+
+def test_a_model_that_computes_with_its_mask_is_refused() -> None:
+    run = compiled.Compiled(Masked(_smaller), BACKEND, "cache")
+    mask = torch.zeros(1, 1, 3, 3)
+    with pytest.raises(ConfigError, match="computes with its attention mask; leave out compile"):
+        run(states=torch.zeros(1, 3, 8), mask={"near": mask, "far": mask}, cache=Deferred())
 
 
 class Layers(nn.Module):
@@ -127,13 +188,17 @@ def test_a_graph_that_is_found_again_has_weights_of_its_own(is_mixed: bool) -> N
         torch.testing.assert_close(run(states=states, cache=None), module(states, None))
 
 
-class Branches(Shapes):
-    """Does one thing with a few rows and another with many."""
+class Branches(nn.Module):
+    """Does one thing with a few rows and another with many, and with narrow ones all their own."""
 
-    def forward(self, states: Tensor, mask: Tensor | dict[str, Tensor], cache: object) -> Tensor:
-        if states.shape[0] > 4:
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, states: Tensor, cache: object) -> Tensor:
+        if states.shape[1] > 4:
             states = states * 2
-        return states * sum(range(states.shape[1]))
+        return states if states.shape[2] > 3 else states * sum(range(states.shape[1]))
 
 
 def test_what_depends_on_sizes_is_seen() -> None:
@@ -142,14 +207,14 @@ def test_what_depends_on_sizes_is_seen() -> None:
 
     def check(sizes: list[tuple[int, int]]) -> None:
         for size in sizes:
-            states = torch.randn(size)
-            found = run(states=states, mask=None, cache=None)
-            assert torch.equal(found, module(states, None, None))
+            states = torch.randn(1, *size)
+            assert torch.equal(run(states=states, cache=None), module(states, None))
 
-    check([(2, 3), (5, 3), (5, 4), (6, 4), (3, 5), (9, 3), (2, 3)])
+    check([(2, 4), (5, 4), (6, 5), (3, 5), (9, 4), (2, 4)])
+    assert len(run._graphs) == 2
     # More graphs than the compiler makes of one function.
     with pytest.warns(UserWarning, match="not compiled"):
-        check([(3, width) for width in range(6, 20)])
+        check([(rows, 3) for rows in range(2, 20)])
 
 
 def test_what_is_no_single_graph_runs_uncompiled() -> None:

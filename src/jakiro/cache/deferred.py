@@ -1,25 +1,38 @@
-"""Attention as one opaque step, so that a compiled forward never meets a cache.
+"""Attention as one opaque step, so that a compiled forward never meets a cache, nor a batch.
 
 A cache changes with every token: its lengths, its views, how many slots are attended over. Traced
 into a graph, each change would mean another graph. So a compiled model is handed a ``Deferred``
 cache, which leaves keys and values as they are, and ``attend`` in place of its attention: an
 operator the compiler does not look into, which writes them into the cache of ``attending`` and
-attends over what is there. The rest of a layer depends on the number of its rows only.
+attends over what is there. Nothing else asks which text a row belongs to: the model reads those of
+a whole batch as rows of one, and masks that only name the real ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-_active: ContextVar[Cache] = ContextVar("jakiro_cache")
+from jakiro.errors import ConfigError
+
+
+class _Seen(NamedTuple):
+    """What a compiled forward attends over."""
+
+    cache: Cache
+    masks: Mapping[int, Tensor]
+    """Additive masks [B, 1, N, S], by where the numbers of those lie that name them."""
+    batch: int
+
+
+_active: ContextVar[_Seen] = ContextVar("jakiro_seen")
 
 
 class Deferred(Cache):
@@ -35,9 +48,10 @@ class Deferred(Cache):
 
 
 @contextmanager
-def attending(cache: Cache) -> Iterator[None]:
-    """Within, ``attend`` writes to ``cache`` where it is aimed."""
-    token = _active.set(cache)
+def attending(cache: Cache, masks: Mapping[int, Tensor], batch: int) -> Iterator[None]:
+    """Within, ``attend`` writes to ``cache`` where it is aimed, for ``batch`` texts, and takes in
+    place of a mask whose numbers lie at ``i`` the real one, ``masks[i]`` [B, 1, N, S]."""
+    token = _active.set(_Seen(cache, masks, batch))
     try:
         yield
     finally:
@@ -83,11 +97,26 @@ torch.library.define(
 def _attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, layer: int, scale: float
 ) -> Tensor:
-    """[B, N, heads, d] from queries [B, heads, N, d] and new keys and values [B, kv_heads, N, d] of
-    one layer, under an additive mask [B, 1, N, S]."""
-    keys, values = _active.get().update(keys, values, layer)
-    mixed: Tensor = torch.ops.jakiro.mix(queries, keys, values, mask, scale)
-    return mixed
+    """[1, B N, heads, d] from queries [1, heads, B N, d] and new keys and values
+    [1, kv_heads, B N, d] of one layer; ``mask``: what names the real one."""
+    cache, masks, batch = _active.get()
+    seen = masks.get(mask.data_ptr())
+    if seen is None:
+        raise ConfigError(
+            "this model cannot be compiled: it computes with its attention mask; leave out compile"
+        )
+    if batch > 1:
+        new = (queries, keys, values)
+        queries, keys, values = (_by_text(each, batch) for each in new)
+    keys, values = cache.update(keys, values, layer)
+    mixed: Tensor = torch.ops.jakiro.mix(queries, keys, values, seen, scale)
+    return mixed if batch == 1 else mixed.flatten(0, 1)[None]
+
+
+def _by_text(rows: Tensor, batch: int) -> Tensor:
+    """[B, heads, N, d] of rows [1, heads, B N, d]."""
+    apart: Tensor = rows[0].unflatten(1, (batch, -1))
+    return apart.transpose(0, 1)
 
 
 @torch.library.register_fake("jakiro::attend")  # type: ignore[untyped-decorator]

@@ -54,7 +54,7 @@ CompileOption = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile target and drafter: a minute or two while the first answers are written, "
+        help="Compile target and drafter: a minute or two before the first answer, "
         "then faster. Needs a C++ compiler on a CPU.",
     ),
 ]

@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from jakiro.cache.deferred import Deferred
 from jakiro.cache.excerpt import Excerpt, edges_of
 from jakiro.cache.kv_cache import KVCache, KVRow
 from jakiro.cache.mask import additive, attendable, below
@@ -105,9 +107,24 @@ class FeatureDrafter(Drafter):
         self._cache.admit(known)
         self._pending.begin(features, ids[known.length + 1 :])
 
+    @torch.inference_mode()
     def compile(self, backend: str) -> None:
         self.head = for_compiling(self.head, backend, is_rounded=True)
-        self._compiled = Compiled(self.head, backend, "cache")
+        self._compiled = run = Compiled(self.head, backend, "cache")
+        if run.is_bucketed:
+            return
+        # All kinds at once: pairs with true features and with predicted ones, by contrasts wanted.
+        tokens = torch.zeros(1, 2, dtype=torch.int64, device=self._target.device)
+        given = self._target.embed(tokens)
+        for states, contrasts in product({1, len(self.needs.indices)}, range(self.free_levels + 1)):
+            run(
+                embeddings=given,
+                features=given.repeat(1, 1, states),
+                positions=tokens,
+                mask=given.new_zeros(1, 1, 2, 2),
+                cache=Deferred(),
+                contrasts=contrasts,
+            )
 
     def draft(self, request: DraftRequest) -> TokenTree:
         self._remember_many()
@@ -195,7 +212,10 @@ class FeatureDrafter(Drafter):
         Returns the output of every row's last pair, [B, 1, ...].
         """
         new, shown = self._pending.counts, self._shown()
-        width = max(new) if self._compiled is None else self._compiled.bucket(max(new))
+        width = max(new)
+        if self._compiled is not None:
+            # One more costs little, and one alone would be a kind of its own.
+            width = self._compiled.bucket(max(width, 2))
         pairs, where = self._pending.take(self._cache.lengths, width)
         reach = _visible(_triangle, width, pairs[1].dtype, where.device).expand(len(new), -1, -1)
         mask = attendable(reach, shown, max(shown) + width)

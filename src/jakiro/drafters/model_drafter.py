@@ -42,6 +42,7 @@ class ModelDrafter(LevelDrafter):
 
     def compile(self, backend: str) -> None:
         self.model.compile(backend)
+        self.model.meet(self.reads)
 
     def begin(self, ids: list[int], features: Tensor | None) -> None:
         self.resume(KVRow(0), ids, features)

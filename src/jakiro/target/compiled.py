@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported, UserError
+from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import Cache
 
 from jakiro.cache.deferred import Deferred, attending
@@ -45,19 +46,21 @@ class Compiled:
     A graph is for one kind of arguments. Of the compiler's guards those on the arguments are kept:
     the others look at every parameter in every call, which took a tenth of a forward, and what they
     would see does not change: the tree of modules is a copy of its own, its weights those of now.
-    On a CPU one graph is for any number of rows. On a GPU, where the pieces between the attentions
-    become CUDA graphs, each is for one, and there are ``bucket``s (written for it, not run on one).
+    On a CPU one graph is for any number of rows from two on, whatever texts they are of. On a GPU,
+    where the pieces between the attentions become CUDA graphs, each is for one number, and there
+    are ``bucket``s (written for it, not run on one).
 
-    ``compile_ms``: what the first call of each kind has taken so far, in all.
+    ``compile_ms``: what the first call of each kind has taken so far, in all. ``is_bucketed``:
+    every number of rows is a kind.
     """
 
     def __init__(self, module: nn.Module, backend: str, cache: str) -> None:
         self._module, self._backend = module, backend
-        self._is_bucketed = not _is_on_cpu(module)
+        self.is_bucketed = not _is_on_cpu(module)
         self._options: dict[str, Any] = {}
         if backend == "inductor":
             self._options = {"triton.cudagraphs": True}
-            if not self._is_bucketed:
+            if not self.is_bucketed:
                 self._options = {
                     "post_grad_custom_pre_pass": JoinProducts(),
                     # As constants, weights in no panels are laid out by the compiler. Where there
@@ -68,41 +71,68 @@ class Compiled:
                     "size_asserts": False,
                     "alignment_asserts": False,
                 }
-        self._stand_in = {cache: Deferred()}
+        self._cache, self._no_cache = cache, Deferred()
+        self._names: dict[str, Tensor] = {}
         self._graphs: dict[Any, Callable[..., Any]] = {}
         self.compile_ms = 0.0
 
     def bucket(self, rows: int) -> int:
         """``rows`` as a forward should have them: on a GPU rounded up to multiples of 8, above 64
         of 32. A few rows more cost less than another graph."""
-        if not self._is_bucketed:
+        if not self.is_bucketed:
             return rows
         step = 8 if rows <= 64 else 32
         return -(-rows // step) * step
 
     def __call__(self, **inputs: Any) -> Any:
-        """Call the module with a cache of this package that is aimed."""
-        (name,) = self._stand_in
-        cache: Cache = inputs.pop(name)
-        inputs = {key: _laid_out(value) for key, value in inputs.items()}
-        kind = tuple(self._kind(value) for value in inputs.values())
+        """Call the module with a cache of this package that is aimed. Tensors are [B, N, ..], the
+        first of them with the N of all, others perhaps with one in its place; those of four
+        dimensions are masks [B, 1, N, S], and so are those in a dict, which are known by name.
+        Returns what the module does, [B, N, ..] again."""
+        cache: Cache = inputs.pop(self._cache)
+        batch, rows = next(each for each in inputs.values() if isinstance(each, Tensor)).shape[:2]
+        masks: dict[int, Tensor] = {}
+        for key, value in inputs.items():
+            if isinstance(value, dict):
+                inputs[key] = {name: self._name(name, mask, masks) for name, mask in value.items()}
+            elif isinstance(value, Tensor):
+                is_mask = value.dim() == 4
+                inputs[key] = self._name(key, value, masks) if is_mask else _joined(value, rows)
+        inputs[self._cache] = self._no_cache
+        with attending(cache, masks, batch):
+            out = self._run(inputs)
+        return out if batch == 1 else _apart(out, batch, rows)
+
+    def _name(self, name: str, mask: Tensor, masks: dict[int, Tensor]) -> Tensor:
+        """What the graph is given for ``mask``, which is noted in ``masks``."""
+        if name not in self._names:
+            self._names[name] = mask.new_zeros(1, 1, 1, 1)
+        found = self._names[name]
+        masks[found.data_ptr()] = mask
+        return found
+
+    def _run(self, inputs: dict[str, Any]) -> Any:
+        kind = tuple(map(self._kind, inputs.values()))
         torch.compiler.cudagraph_mark_step_begin()
-        with attending(cache):
-            try:
-                if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
-                    return self._first(kind, inputs)
-                return self._graphs.get(kind, self._module)(**inputs, **self._stand_in)
-            except (Unsupported, UserError, FailOnRecompileLimitHit) as error:
-                # Nothing has run yet: it is found when a forward is read.
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"not compiled, as it cannot be one graph: {reason}", stacklevel=2)
-                self._graphs[kind] = self._module
-                return self._module(**inputs, **self._stand_in)
+        try:
+            if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+                return self._first(kind, inputs)
+            return self._graphs.get(kind, self._module)(**inputs)
+        except (Unsupported, UserError, FailOnRecompileLimitHit) as error:
+            # Nothing has run yet: it is found when a forward is read.
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"not compiled, as it cannot be one graph: {reason}", stacklevel=3)
+            self._graphs[kind] = self._module
+            return self._module(**inputs)
 
     def _first(self, kind: Any, inputs: dict[str, Any]) -> Any:
         """The first call of ``kind``: compile it, or know that it cannot be."""
         began = time.perf_counter()
-        self._mark_dynamic(inputs)
+        if not self.is_bucketed:
+            for value in inputs.values():
+                # To the compiler a dimension of 1 is never one that varies.
+                if isinstance(value, Tensor) and value.shape[1] > 1:
+                    torch._dynamo.maybe_mark_dynamic(value, 1)
         run = torch.compile(
             _own_code(self._module),
             backend=self._backend,
@@ -115,37 +145,18 @@ class Compiled:
         )
         # Parameters belong to the graph; else every call would gather them from the modules.
         with torch._dynamo.config.patch(install_free_tensors=True):
-            out = run(**inputs, **self._stand_in)
+            out = run(**inputs)
         self._graphs[kind] = run
         self.compile_ms += 1e3 * (time.perf_counter() - began)
         return out
 
-    def _varying(self, value: Tensor) -> tuple[int, ...]:
-        """Dimensions of an argument that one graph takes as they come: rows, and slots of masks
-        [B, 1, N, S]. A text grows with every cycle; that must make no graph."""
-        if value.dim() == 4:
-            return (3,) if self._is_bucketed else (0, 2, 3)
-        return () if self._is_bucketed else (0, 1)
-
     def _kind(self, value: Any) -> Any:
         """What of an argument makes another graph."""
-        if isinstance(value, dict):
-            return tuple((key, self._kind(each)) for key, each in value.items())
         if isinstance(value, Tensor):
-            # To the compiler a dimension of 1 is never one that varies.
-            varying = self._varying(value)
-            sizes = (size > 1 if dim in varying else size for dim, size in enumerate(value.shape))
-            return (*sizes, value.dtype)
-        return value
-
-    def _mark_dynamic(self, inputs: dict[str, Any]) -> None:
-        for value in inputs.values():
-            if isinstance(value, dict):
-                self._mark_dynamic(value)
-            elif isinstance(value, Tensor):
-                for dim in self._varying(value):
-                    if value.shape[dim] > 1:
-                        torch._dynamo.maybe_mark_dynamic(value, dim)
+            rows = value.shape[1]
+            return rows if self.is_bucketed else rows > 1, *value.shape[2:], value.dtype
+        # Masks by name: those of a model are always the same.
+        return None if isinstance(value, dict | Deferred) else value
 
 
 def _is_on_cpu(module: nn.Module) -> bool:
@@ -169,8 +180,19 @@ def _own_code(module: nn.Module) -> FunctionType:
     return FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
 
 
-def _laid_out(value: Any) -> Any:
-    """An argument as every graph has it: how it lies must not make another."""
-    if isinstance(value, dict):
-        return {key: _laid_out(each) for key, each in value.items()}
-    return value.contiguous() if isinstance(value, Tensor) else value
+def _joined(value: Tensor, rows: int) -> Tensor:
+    """[B, N or 1, ..] as the ``rows`` of all texts [1, B N, ..], one behind the other."""
+    if value.shape[:2] != (1, rows):
+        value = value.expand(-1, rows, *value.shape[2:]).flatten(0, 1)[None]
+    # How it lies must not make another graph.
+    return value.contiguous()
+
+
+def _apart(out: Any, batch: int, rows: int) -> Any:
+    """What of ``out`` is of all rows [1, B N, ..], as [B, N, ..]."""
+
+    def change(value: Tensor) -> Tensor:
+        is_of_rows = value.shape[:2] == (1, batch * rows)
+        return value[0].unflatten(0, (batch, rows)) if is_of_rows else value
+
+    return tree_map_only(Tensor, change, out)

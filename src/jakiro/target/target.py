@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from jakiro.cache.deferred import Deferred
 from jakiro.cache.kv_cache import KVCache
 from jakiro.cache.mask import additive, attendable, positions, slot_positions, tree_mask
 from jakiro.errors import ConfigError, PromptError, TargetRefused
@@ -73,7 +74,8 @@ class Target:
 
     def compile(self, backend: str) -> None:
         """Let trees be verified by a compiled model from now on. Each kind of forward is compiled
-        when it first comes (``compile_ms``). Of prefill, the linear layers alone are others.
+        when it first comes (``compile_ms``), or is ``met``. Of prefill, the linear layers alone are
+        others.
 
         Raises:
             ConfigError: this model's attention cannot be taken out of the graph, or there is no
@@ -88,6 +90,18 @@ class Target:
         self._runner = for_compiling(self._runner, backend)
         deferred = shared_copy(self._runner, attends(DEFERRED))
         self._compiled = Compiled(deferred, backend, "past_key_values")
+
+    @torch.inference_mode()
+    def meet(self, needs: FeatureSpec) -> None:
+        """Compile the kinds of forward there are with features that a drafter ``needs``: one row,
+        and several. On a GPU they are too many and come when they come."""
+        if self._compiled is None or self._compiled.is_bucketed:
+            return
+        for rows in (1, 2):
+            tokens = torch.zeros(1, rows, dtype=torch.int64, device=self.device)
+            none = torch.zeros(1, 1, rows, rows, dtype=self.dtype, device=self.device)
+            mask = dict.fromkeys(self.windows, none) if len(self.windows) > 1 else none
+            self.forward(tokens, torch.zeros_like(tokens), mask, Deferred(), needs)
 
     @property
     def compile_ms(self) -> float:
