@@ -33,42 +33,54 @@ def a_linear(inputs: int, outputs: int, dtype: torch.dtype, is_half: bool) -> nn
     return linear
 
 
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-15, torch.bfloat16: 4e-3}
+
+
 @pytest.mark.parametrize("outputs", [1, 31, 32, 100], ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "is_half", "kept"),
+    ("dtype", "is_half", "inputs", "kept"),
     [
-        (torch.float32, False, torch.float32),
-        (torch.float32, True, torch.bfloat16),
-        (torch.float64, False, torch.float64),
-        (torch.float64, True, torch.float64),
+        (torch.float32, False, 24, torch.float32),
+        (torch.float32, True, 24, torch.bfloat16),
+        (torch.float32, True, 23, torch.float32),
+        (torch.float64, False, 23, torch.float64),
+        (torch.float64, True, 24, torch.float64),
+        (torch.bfloat16, True, 24, torch.bfloat16),
     ],
-    ids=["float32", "float32 of bfloat16", "float64", "float64 of bfloat16"],
+    ids=["float32", "float32 of bfloat16", "odd", "float64", "float64 of bfloat16", "bfloat16"],
 )
 @torch.no_grad()
 def test_products_are_those_of_linear_layers(
-    outputs: int, dtype: torch.dtype, is_half: bool, kept: torch.dtype
+    outputs: int, dtype: torch.dtype, is_half: bool, inputs: int, kept: torch.dtype
 ) -> None:
-    linear = a_linear(24, outputs, dtype, is_half)
+    linear = a_linear(inputs, outputs, dtype, is_half)
     (panel,) = panel_view(nn.Sequential(linear))
     assert isinstance(panel, PanelLinear)
     assert panel.panels.dtype == kept
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-15
-    for shape in [(24,), (0, 24), (1, 24), (2, 5, 24), (3, 17, 24)]:
-        states = torch.randn(shape, dtype=dtype)
-        torch.testing.assert_close(
-            panel(states), linear(states), atol=tolerance, rtol=10 * tolerance
-        )
+    tolerance = TOLERANCE[dtype]
+
+    def check(states: Tensor) -> None:
+        # Of bfloat16 the library may round in between.
+        bias = None if linear.bias is None else linear.bias.double()
+        wanted = F.linear(states.double(), linear.weight.double(), bias)
+        found = panel(states)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=10 * tolerance)
+
+    for shape in [(inputs,), (0, inputs), (1, inputs), (2, 5, inputs), (3, 17, inputs)]:
+        check(torch.randn(shape, dtype=dtype))
     # States that lie otherwise.
-    states = torch.randn(24, 7, dtype=dtype).T
-    torch.testing.assert_close(panel(states), linear(states), atol=tolerance, rtol=10 * tolerance)
+    check(torch.randn(inputs, 7, dtype=dtype).T)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("is_half", [False, True], ids=["as they are", "of bfloat16"])
 @torch.no_grad()
-def test_a_row_is_the_same_among_any_others() -> None:
+def test_a_row_is_the_same_among_any_others(dtype: torch.dtype, is_half: bool) -> None:
     """To the last bit: rows are divided otherwise when there are more of them."""
-    linear = a_linear(300, 70, torch.float32, is_half=False)
+    linear = a_linear(300, 70, dtype, is_half)
     (panel,) = panel_view(nn.Sequential(linear))
-    states = torch.randn(40, 300)
+    states = torch.randn(40, 300, dtype=dtype)
     alone = torch.cat([panel(row[None]) for row in states])
     for count in range(1, 41):
         assert torch.equal(panel(states[:count]), alone[:count])
@@ -98,9 +110,10 @@ def test_layers_of_other_kinds_are_left_alone() -> None:
     class Odd(nn.Linear):
         pass
 
-    module = nn.Sequential(nn.Linear(4, 4), Odd(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16))
+    others = nn.Linear(4, 4, dtype=torch.float16), nn.Linear(3, 4, dtype=torch.bfloat16)
+    module = nn.Sequential(nn.Linear(4, 4), Odd(4, 4), *others)
     view = panel_view(module)
-    assert [type(each) for each in view] == [PanelLinear, Odd, nn.Linear]
+    assert [type(each) for each in view] == [PanelLinear, Odd, nn.Linear, nn.Linear]
     assert not all_in_panels(view)
     assert not any(all_in_panels(each) for each in view[1:])
     assert all_in_panels(nn.Sequential(view[0], nn.Embedding(3, 4), nn.LayerNorm(4)))

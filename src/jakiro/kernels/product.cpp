@@ -1,16 +1,21 @@
 // Products of a few rows with weights that come from memory: a row or a dozen of them cost little
 // more than reading the weight once.
 //
-// A weight [out, in] lies in panels of as many outputs as two vectors hold, [panels, in, outputs].
-// The sums of up to MOST rows with all outputs of a panel stay in registers while the panel is read
-// from its begin to its end. Each sum goes over the inputs one by one, however many rows there are:
-// what a row gets does not depend on the others.
+// A weight [out, in] lies in panels of as many outputs as two vectors of sums hold, [panels, in,
+// outputs], as bfloat16 with the inputs in pairs, [panels, in / 2, outputs, 2]: a step reads two
+// vectors. The sums of up to MOST rows with all outputs of a panel stay in registers while the
+// panel is read from its begin to its end. Each sum goes over the inputs in one order, however many
+// rows there are: what a row gets does not depend on the others.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
 #include <torch/library.h>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -19,6 +24,8 @@
 #include <type_traits>
 
 namespace {
+
+using Half = c10::BFloat16;
 
 constexpr int BYTES = 64;
 
@@ -29,8 +36,12 @@ struct VectorOf {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
+// What products of T are summed up in.
 template <class T>
-constexpr int WIDTH = 2 * BYTES / sizeof(T);
+using Sum = std::conditional_t<std::is_same_v<T, Half>, float, T>;
+
+template <class T>
+constexpr int WIDTH = 2 * BYTES / sizeof(Sum<T>);
 
 // Rows whose sums fit into the registers.
 #ifdef __AVX512F__
@@ -48,45 +59,77 @@ struct Part {
   int64_t inputs, width, used;
 };
 
-// The weights of one input for all outputs of a panel.
+// Of all outputs of a panel: sums of a row, or the weights of an input.
 template <class T>
-struct Weights {
+struct Outputs {
   Vector<T> low, high;
 };
 
-template <class T>
-inline Weights<T> read(const T* from) {
-  Weights<T> weights;
-  std::memcpy(&weights.low, from, BYTES);
-  std::memcpy(&weights.high, from + WIDTH<T> / 2, BYTES);
-  return weights;
+template <class T, class From>
+inline Outputs<T> read(const From* from) {
+  Outputs<T> found;
+  std::memcpy(&found.low, from, BYTES);
+  std::memcpy(&found.high, reinterpret_cast<const char*>(from) + BYTES, BYTES);
+  return found;
 }
 
-// As bfloat16 the two halves of a panel alternate: its bits are the upper ones of a float.
-inline Weights<float> read(const c10::BFloat16* from) {
-  Vector<uint32_t> both;
-  std::memcpy(&both, from, BYTES);
-  return {(Vector<float>)(both << 16), (Vector<float>)(both & 0xffff0000u)};
+template <int ROWS, class T>
+inline void add(Outputs<Sum<T>>* sums, const Outputs<Sum<T>>& weights, const T* values,
+                int64_t inputs) {
+#pragma GCC unroll 16
+  for (int row = 0; row < ROWS; ++row) {
+    const Sum<T> value = values[row * inputs];
+    sums[row].low += weights.low * value;
+    sums[row].high += weights.high * value;
+  }
+}
+
+// A step of weights in their own type: one input.
+template <int ROWS, class T>
+inline int step(Outputs<T>* sums, const T* from, const T* values, int64_t inputs) {
+  add<ROWS>(sums, read<T>(from), values, inputs);
+  return 1;
+}
+
+// Of weights of bfloat16: two inputs. Their bits are the upper ones of floats.
+template <int ROWS, class T>
+inline int step(Outputs<float>* sums, const Half* from, const T* values, int64_t inputs) {
+  const auto pair = read<uint32_t>(from);
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, Half>) {
+#pragma GCC unroll 16
+    for (int row = 0; row < ROWS; ++row) {
+      int both;
+      std::memcpy(&both, values + row * inputs, sizeof(both));
+      const auto value = (__m512bh)_mm512_set1_epi32(both);
+      sums[row].low = _mm512_dpbf16_ps(sums[row].low, (__m512bh)pair.low, value);
+      sums[row].high = _mm512_dpbf16_ps(sums[row].high, (__m512bh)pair.high, value);
+    }
+    return 2;
+  }
+#endif
+  const auto floats = [](auto low, auto high) {
+    return Outputs<float>{(Vector<float>)low, (Vector<float>)high};
+  };
+  add<ROWS>(sums, floats(pair.low << 16, pair.high << 16), values, inputs);
+  add<ROWS>(sums, floats(pair.low & 0xffff0000u, pair.high & 0xffff0000u), values + 1, inputs);
+  return 2;
 }
 
 template <class T, class Stored, int ROWS>
 void multiply(const T* rows, const Stored* panel, T* out, Part part) {
-  Weights<T> sums[ROWS] = {};
-  for (int64_t input = 0; input < part.inputs; ++input) {
+  Outputs<Sum<T>> sums[ROWS] = {};
+  for (int64_t input = 0; input < part.inputs;) {
     const Stored* here = panel + input * WIDTH<T>;
-    for (size_t line = 0; line < WIDTH<T>; line += BYTES / sizeof(Stored)) {
-      __builtin_prefetch(here + AHEAD * WIDTH<T> + line);
-    }
-    const auto weights = read(here);
-#pragma GCC unroll 16
-    for (int row = 0; row < ROWS; ++row) {
-      const T value = rows[row * part.inputs + input];
-      sums[row].low += weights.low * value;
-      sums[row].high += weights.high * value;
-    }
+    const auto ahead = reinterpret_cast<const char*>(here + AHEAD * WIDTH<T>);
+    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead + BYTES);
+    input += step<ROWS>(sums, here, rows + input, part.inputs);
   }
   for (int row = 0; row < ROWS; ++row) {
-    std::memcpy(out + row * part.width, &sums[row], part.used * sizeof(T));
+    Sum<T> numbers[WIDTH<T>];
+    std::memcpy(numbers, &sums[row], sizeof(numbers));
+    std::copy(numbers, numbers + part.used, out + row * part.width);
   }
 }
 
@@ -134,8 +177,8 @@ at::Tensor by_type(const at::Tensor& states, at::TensorList panels, at::IntArray
         T* here = to + offset + skipped;
         if constexpr (std::is_same_v<T, float>) {
           if (weight.scalar_type() == at::kBFloat16) {
-            multiply_all<T>(many, rows, weight.const_data_ptr<c10::BFloat16>() + skipped * inputs,
-                            here, part);
+            multiply_all<T>(many, rows, weight.const_data_ptr<Half>() + skipped * inputs, here,
+                            part);
             continue;
           }
         }
@@ -149,8 +192,10 @@ at::Tensor by_type(const at::Tensor& states, at::TensorList panels, at::IntArray
 }
 
 at::Tensor product(const at::Tensor& states, at::TensorList panels, at::IntArrayRef widths) {
-  return states.scalar_type() == at::kDouble ? by_type<double>(states, panels, widths)
-                                             : by_type<float>(states, panels, widths);
+  const auto dtype = states.scalar_type();
+  if (dtype == at::kBFloat16) return by_type<Half>(states, panels, widths);
+  return dtype == at::kDouble ? by_type<double>(states, panels, widths)
+                              : by_type<float>(states, panels, widths);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ from jakiro.target.packed import PackedLinear
 
 _BYTES = 128
 """Of the outputs of one panel: two vectors of the kernel."""
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 Call = tuple[fx.Node, Sequence[fx.Node], Sequence[int]]
 """Arguments of the operator in a graph: states, panels, widths."""
@@ -52,8 +52,8 @@ class PanelLinear(nn.Linear):
 
 
 def panel_view(module: Module, is_rounded: bool) -> Module:
-    """``module`` with its linear layers on a CPU, of float32 and float64, in panels: a copy of the
-    module *tree* that shares every parameter. The panels are those of the weights now.
+    """``module`` with its linear layers on a CPU, of float32, float64 and bfloat16, in panels: a
+    copy of the module *tree* that shares every parameter. The panels are those of the weights now.
     ``is_rounded``: in bfloat16 also where float32 says more.
     """
     if not any(map(_fits, module.modules())):
@@ -82,14 +82,15 @@ def all_in_panels(module: nn.Module) -> bool:
 
 def in_panels(weight: Tensor, is_rounded: bool) -> Tensor:
     """``weight`` [out, in] as the kernel reads it, [panels, in, outputs]: in its own dtype, or, if
-    nothing is lost or it ``is_rounded``, float32 in bfloat16, where the two halves of a panel's
-    outputs alternate."""
-    size = _BYTES // weight.element_size()
+    nothing is lost or it ``is_rounded``, float32 in bfloat16; there two inputs alternate."""
+    size = _BYTES // max(4, weight.element_size())
     padded = F.pad(weight, (0, 0, 0, -len(weight) % size))
     panels = padded.view(-1, size, weight.shape[1]).transpose(1, 2)
-    is_half = is_rounded or torch.equal(weight.bfloat16().to(weight.dtype), weight)
-    if is_half and weight.dtype == torch.float32:
-        panels = panels.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2).bfloat16()
+    is_half = weight.dtype == torch.float32 and weight.shape[1] % 2 == 0
+    is_half = is_half and (is_rounded or torch.equal(weight.bfloat16().float(), weight))
+    if is_half or weight.dtype == torch.bfloat16:
+        pairs = panels.bfloat16().unflatten(1, (-1, 2)).transpose(2, 3)
+        return pairs.reshape(panels.shape)
     return panels.contiguous()
 
 
@@ -133,4 +134,7 @@ def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
     if type(module) not in (nn.Linear, PackedLinear):
         return False
     weight = module.weight.data
-    return type(weight) is Tensor and weight.device.type == "cpu" and weight.dtype in _DTYPES
+    if type(weight) is not Tensor or weight.device.type != "cpu" or weight.dtype not in _DTYPES:
+        return False
+    # Of bfloat16 inputs go in pairs.
+    return weight.dtype != torch.bfloat16 or weight.shape[1] % 2 == 0
