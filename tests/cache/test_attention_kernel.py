@@ -47,8 +47,8 @@ def a_case(
         (1, 4, 2, 13, 201, 64),
         (3, 4, 4, 5, 77, 32),
         (2, 8, 1, 3, 40, 128),
-        # What the library does: many rows, and heads that fill no vector.
         (1, 4, 2, 40, 50, 64),
+        # What the library does: heads that fill no vector.
         (1, 2, 2, 3, 10, 12),
     ],
     ids=str,
@@ -67,9 +67,13 @@ def test_attention_is_that_of_the_library(
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
-def test_a_row_is_the_same_among_any_others() -> None:
-    """To the last bit, so long as the kernel is what attends."""
-    queries, keys, values, mask = a_case((1, 4, 2, 20, 150, 64), torch.float32)
+KEPT = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", KEPT, ids=str)
+def test_a_row_is_the_same_among_any_others(dtype: torch.dtype) -> None:
+    """To the last bit."""
+    queries, keys, values, mask = a_case((1, 4, 2, 20, 150, 64), dtype)
     alone = torch.cat(
         [
             torch.ops.jakiro.mix(queries[:, :, [row]], keys, values, mask[:, :, [row]], 0.125)
@@ -82,9 +86,14 @@ def test_a_row_is_the_same_among_any_others() -> None:
         assert torch.equal(torch.ops.jakiro.mix(*some, 0.125), alone[:, :count])
 
 
-def test_what_is_hidden_changes_nothing() -> None:
-    queries, keys, values, mask = a_case((1, 4, 2, 5, 90, 64), torch.float32)
-    mask[..., 60:] = torch.finfo(torch.float32).min
-    before = torch.ops.jakiro.mix(queries, keys, values, mask, 0.125)
-    keys[:, :, 60:], values[:, :, 60:] = 7.0, -3.0
-    assert torch.equal(torch.ops.jakiro.mix(queries, keys, values, mask, 0.125), before)
+@pytest.mark.parametrize("dtype", KEPT, ids=str)
+def test_what_is_hidden_changes_nothing(dtype: torch.dtype) -> None:
+    """To the last bit, wherever it lies: as if it were not there."""
+    queries, keys, values, mask = a_case((1, 4, 2, 5, 90, 64), dtype)
+    mask[:] = mask[:, :, :1]
+    seen = mask[0, 0, 0] == 0
+    alone = keys[:, :, seen], values[:, :, seen], mask[..., seen]
+    wanted = torch.ops.jakiro.mix(queries, *alone, 0.125)
+    for _ in range(2):
+        assert torch.equal(torch.ops.jakiro.mix(queries, keys, values, mask, 0.125), wanted)
+        keys[:, :, ~seen], values[:, :, ~seen] = 7.0, -3.0

@@ -14,13 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from jakiro.cache.deferred import Deferred, attend
+from jakiro.cache.kv_cache import KVCache
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.none import NoDrafter
 from jakiro.errors import ConfigError
 from jakiro.target import compiled
+from jakiro.target.features import LAST_FEATURE
 from jakiro.target.target import Target
+from jakiro.tree.token_tree import TokenTree
 from tests.conformance import world
 from tests.conformance.guided import Guided
 
@@ -87,6 +91,42 @@ def test_graphs_are_for_kinds_and_kinds_beyond_run_uncompiled(
         ]
     assert target._compiled is not None
     assert len(target._compiled._graphs) == min(2, most)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_alone_and_in_any_tree(dtype: torch.dtype) -> None:
+    """So a text is that of plain decoding where rounding would tell, too."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 97}
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    target = Target(LlamaForCausalLM(config).eval().to(dtype))
+    try:
+        target.compile("inductor")
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+    def filled(prompts: list[list[int]]) -> KVCache:
+        cache = target.new_cache()
+        for row, prompt in enumerate(prompts):
+            cache.admit()
+            target.prefill(prompt, cache, row)
+        return cache
+
+    prompts = [list(range(3, 40)), list(range(50, 61))]
+    tokens = torch.randint(97, (2, 9))
+    parents = torch.tensor([[-1, 0, 0, 1, 1, 2, 3, 5, 6], [-1, 0, 1, 2, 0, 4, 4, 6, 6]])
+    tree = TokenTree(tokens, parents, torch.ones_like(tokens, dtype=torch.bool))
+    logits = target.verify(tree, filled(prompts), LAST_FEATURE).logits
+    for row, prompt in enumerate(prompts):
+        for leaf in (7, 8):
+            path = tree.ancestors[row, leaf].nonzero()[:, 0].tolist()
+            cache = filled([prompt])
+            for node in path:
+                root = TokenTree.root_only(tokens[row, [node]])
+                alone = target.verify(root, cache, LAST_FEATURE).logits
+                assert torch.equal(alone[0, 0], logits[row, node])
+                cache.advance(0, 1)
 
 
 class Shapes(nn.Module):

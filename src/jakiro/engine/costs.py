@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-COSTS_VERSION = 8
+COSTS_VERSION = 9
 """Rises when a cycle has other costs than before, so that kept ones are taken again."""
 Array = npt.NDArray[np.float64]
 

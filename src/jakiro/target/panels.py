@@ -85,12 +85,12 @@ def in_panels(weight: Tensor, is_rounded: bool) -> Tensor:
     nothing is lost or it ``is_rounded``, float32 in bfloat16; there two inputs alternate."""
     size = _BYTES // max(4, weight.element_size())
     padded = F.pad(weight, (0, 0, 0, -len(weight) % size))
-    panels = padded.view(-1, size, weight.shape[1]).transpose(1, 2)
+    panels: Tensor = padded.view(-1, size, weight.shape[1]).transpose(1, 2)
     is_half = weight.dtype == torch.float32 and weight.shape[1] % 2 == 0
     is_half = is_half and (is_rounded or torch.equal(weight.bfloat16().float(), weight))
     if is_half or weight.dtype == torch.bfloat16:
         pairs = panels.bfloat16().unflatten(1, (-1, 2)).transpose(2, 3)
-        return pairs.reshape(panels.shape)
+        panels = pairs.reshape(panels.shape)
     return panels.contiguous()
 
 
