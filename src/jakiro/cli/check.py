@@ -53,7 +53,7 @@ def check(
         threads=threads,
         compile=compile,
     )
-    plain = session.sibling(drafted, "none")
+    plain = session.plain(drafted)
     model = drafted.target.model
     encoded, _ = encode_tasks(drafted, tasks, max_new_tokens, None)
     with session.NOTES.status("checking") as status:

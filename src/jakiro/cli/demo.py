@@ -47,7 +47,7 @@ def demo(
 
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
     drafted = session.open_engine(target, drafter, tree=tree, threads=threads)
-    plain = session.sibling(drafted, "none")
+    plain = session.plain(drafted)
     tasks = [task for name, count in TASKS.items() for task in load_tasks([name], count)]
     encoded, _ = encode_tasks(drafted, tasks, max_new_tokens, None)
     requests = [

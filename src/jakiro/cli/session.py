@@ -86,11 +86,15 @@ def open_engine(
         )
 
 
-def sibling(engine: Engine, drafter: str | None, tree: str | None = None) -> Engine:
-    """Another drafter on the target of ``engine``."""
-    import jakiro
+def plain(engine: Engine) -> Engine:
+    """Plain decoding by the target of ``engine``: compiled if that is."""
+    from jakiro.drafters.none import NoDrafter
+    from jakiro.engine.engine import Engine
+    from jakiro.verify import find
 
-    return jakiro.load(engine.target.model, drafter, tokenizer=engine.tokenizer, tree=tree)
+    ends = tuple(engine.eos_ids)
+    rule = find("match")
+    return Engine(engine.target, NoDrafter(), rule, tokenizer=engine.tokenizer, eos_ids=ends)
 
 
 def has_chat_template(engine: Engine) -> bool:
