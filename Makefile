@@ -55,7 +55,7 @@ bench: setup ## measure the bundled pair on the shipped prompts
 	$(BIN)/jakiro bench --out runs/bench
 
 bench-gpu: setup ## cycles at the sizes of 8B models, and equality of texts, on one GPU (the torch in .venv must have CUDA)
-	$(BIN)/python -m scripts.gpu --out docs/benchmarks/gpu.json
+	$(BIN)/python -m scripts.sizes --out docs/benchmarks/gpu.json
 
 load: setup ## 64 streaming clients for two minutes, with drafting and without; nothing may be lost or left
 	$(BIN)/python -m scripts.load --out docs/benchmarks/load.json -- --threads 2 --prefix-mb 64

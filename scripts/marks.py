@@ -1,4 +1,4 @@
-"""What happens in a cycle, on the clock of the device it runs on. For ``scripts/gpu.py``.
+"""What happens in a cycle, on the clock of the device it runs on. For ``scripts/sizes.py``.
 
 ``target_ms`` and ``draft_ms`` of a cycle lie between marks around each call of a model, gaps in
 which the device waited for the host included; ``overhead_ms`` is the rest of the cycle, which is

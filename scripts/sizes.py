@@ -1,12 +1,14 @@
-"""What a cycle costs on a GPU at the sizes of real targets, and whether texts are equal there.
+"""What a cycle costs at the sizes of real targets, and whether texts are equal on this machine.
 
-    python -m scripts.gpu --out docs/benchmarks/gpu.json     # on one GPU, all of it
-    python -m scripts.gpu --tiny --out gpu.json               # the same code on a CPU, in seconds
+    python -m scripts.sizes --out docs/benchmarks/gpu.json      # on one GPU: 8B models
+    python -m scripts.sizes --out docs/benchmarks/sizes.json    # on a CPU: a 0.5B model
+    python -m scripts.sizes --tiny --out sizes.json             # the same code, in seconds
 
-*Costs*: Llama-3-8B and Qwen3-8B in their sizes, bfloat16, with random weights that are made on the
-device, and random heads of the published sizes with the published tree, eager and compiled; what
-the times are is said in ``scripts/marks.py``. ``tree_ms``: verifying trees of so many nodes.
-``host_syncs``: how often the host waited for the device in a cycle, and where.
+*Costs*: Llama-3-8B and Qwen3-8B, or Qwen2.5-0.5B, in their sizes, bfloat16, with random weights
+that are made on the device, and random heads of the published sizes with the published tree (on a
+CPU a smaller one), eager and compiled; what the times are is said in ``scripts/marks.py``.
+``tree_ms``: verifying trees of so many nodes. ``host_syncs``: how often the host waited for the
+device in a cycle, and where.
 
 *Pair*: the comparison of ``jakiro check`` with the bundled models, in float32, where any difference
 is reported with its margin, and in bfloat16, where near-ties are counted.
@@ -23,7 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 import jakiro
 from jakiro.api import eos_ids
@@ -31,6 +39,7 @@ from jakiro.bench.environment import environment
 from jakiro.bench.equality import Judge
 from jakiro.bench.losslessness import check_pair
 from jakiro.bench.workloads import load_tasks, plain_text
+from jakiro.cli.session import plain
 from jakiro.drafters.base import Drafter
 from jakiro.drafters.nn import DraftHead
 from jakiro.drafters.registry import find
@@ -52,9 +61,20 @@ _ALIKE = {
 }
 _LLAMA = {"vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 32}
 _QWEN = {"vocab_size": 151936, "intermediate_size": 12288, "num_hidden_layers": 36}
+_SMALL = {
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+}
 SIZES: dict[str, tuple[type[PreTrainedConfig], dict[str, int]]] = {
     "Llama-3-8B": (LlamaConfig, _ALIKE | _LLAMA),
     "Qwen3-8B": (Qwen3Config, _ALIKE | _QWEN),
+    "Qwen2.5-0.5B": (Qwen2Config, _SMALL),
 }
 _TINY_SIZES = {
     "vocab_size": 256,
@@ -84,6 +104,7 @@ class Scale:
     num_prompts: int = 8
     num_tokens: int = 64
     pairs: Sequence[tuple[str, bool]] = (("float32", False), ("float32", True), ("bfloat16", False))
+    models: Sequence[str] = ("Llama-3-8B", "Qwen3-8B")
 
     def places(self, is_compiled: bool) -> list[tuple[int, int]]:
         """Batch and context of each cell."""
@@ -94,6 +115,16 @@ class Scale:
 
 TINY = Scale(
     (1, 2), (16, 24), (8,), (1,), "eager", "dynamic:4,2,10", (1, 2), 1, 6, (("float32", False),)
+)
+CPU = Scale(
+    batches=(1,),
+    contexts=(256,),
+    nodes=(2, 4, 8, 16, 32),
+    compiled_batches=(1,),
+    tree="dynamic:6,4,15",
+    rounds=(3, 9),
+    pairs=(("bfloat16", False), ("bfloat16", True)),
+    models=("Qwen2.5-0.5B",),
 )
 
 
@@ -167,14 +198,13 @@ def pair(dtype: str, is_compiled: bool, device: torch.device, scale: Scale) -> d
     setting are equal, near-ties and bugs, and every first difference."""
     drafted = jakiro.load("pico", dtype=dtype, device=device, compile=is_compiled)
     model, tokenizer = drafted.target.model, drafted.tokenizer
-    plain = jakiro.load(model, "none", tokenizer=tokenizer)
     prompts = [
         drafted.encode(plain_text(prompt))
         for task in load_tasks(["demo"], scale.num_prompts)
         for prompt in task.prompts
     ]
     judge = Judge(model, eos_ids(model, tokenizer))
-    cells = check_pair(drafted, plain, judge, prompts, max_new_tokens=scale.num_tokens)
+    cells = check_pair(drafted, plain(drafted), judge, prompts, max_new_tokens=scale.num_tokens)
     counts: dict[str, Counter[str]] = {}
     for each in cells:
         counts.setdefault(f"{each.setting}: {each.comparison}", Counter())[each.outcome] += 1
@@ -196,16 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--part", choices=("all", "costs", "pair"), default="all")
-    parser.add_argument("--model", choices=SIZES, action="append", help="default: both")
+    parser.add_argument("--model", choices=SIZES, action="append", help="default: as above")
     parser.add_argument("--tiny", action="store_true", help="small sizes: does it run?")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    if device.type == "cpu" and not options.tiny:
-        parser.error("there is no GPU here; --tiny runs the same code on the CPU")
-    scale = TINY if options.tiny else Scale()
+    scale = TINY if options.tiny else CPU if device.type == "cpu" else Scale()
     report: dict[str, Any] = {
         "environment": asdict(environment()),
-        "command": ["python", "-m", "scripts.gpu", *(arguments or [])],
+        "command": ["python", "-m", "scripts.sizes", *(arguments or [])],
         "costs": [],
         "pair": [],
     }
@@ -219,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.part != "costs":
         for dtype, is_compiled in scale.pairs:
             keep("pair", pair(dtype, is_compiled, device, scale))
-    for name in (options.model or SIZES) if options.part != "pair" else ():
+    for name in (options.model or scale.models) if options.part != "pair" else ():
         kind, sizes = SIZES[name]
         model = random_model(kind(**(sizes | _TINY_SIZES if options.tiny else sizes)), device)
         for is_compiled in (False, True):

@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, at tiny sizes on the CPU: all of its code but the graphs of CUDA."""
+"""The benchmark of real sizes, at tiny ones on the CPU: all of its code but the graphs of CUDA."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import gpu
+from scripts import sizes
 from scripts.marks import TIMES
 
 # The compiler imports what torch itself has deprecated.
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_both_parts_run_and_texts_are_equal(tmp_path: Path) -> None:
-    out = tmp_path / "gpu.json"
-    gpu.main(["--tiny", "--device", "cpu", "--model", "Qwen3-8B", "--out", str(out)])
+    out = tmp_path / "sizes.json"
+    sizes.main(["--tiny", "--device", "cpu", "--model", "Qwen3-8B", "--out", str(out)])
     report = json.loads(out.read_text())
     assert report["environment"]["num_threads"] >= 1
 
@@ -30,9 +30,9 @@ def test_both_parts_run_and_texts_are_equal(tmp_path: Path) -> None:
     cells = report["costs"]
     wanted = {
         (head, compiled, *place)
-        for head in ("none", *gpu.HEADS)
+        for head in ("none", *sizes.HEADS)
         for compiled in (False, True)
-        for place in gpu.TINY.places(compiled)
+        for place in sizes.TINY.places(compiled)
     }
     places = ("head", "is_compiled", "batch", "context")
     assert {tuple(cell[name] for name in places) for cell in cells} == wanted
