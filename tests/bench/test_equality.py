@@ -123,6 +123,23 @@ def test_a_token_that_only_another_one_keeps_from_the_choice(gap: float, is_near
     assert found.is_near_tie is is_near_tie
 
 
+@pytest.mark.parametrize(("gap", "is_near_tie"), [(5e-5, True), (3e-4, False)])
+def test_two_tokens_at_the_edge_of_a_filter(gap: float, is_near_tie: bool) -> None:
+    """As above, but the next in the list would be chosen, too, if it came in: a third one is as
+    likely, and with that the likeliest is chosen."""
+    rows, ranked = table().double(), noise(len(PROMPT)).argsort()
+    likeliest, taken, second, left_out = (int(ranked[i]) for i in (5, -1, -2, 0))
+    rows[4] = -50.0
+    rows[4, likeliest], rows[4, taken] = 0.01, 0.0
+    rows[4, second], rows[4, left_out] = -gap, -1.5 * gap
+    model = Table(rows)
+    model.dtype = torch.float32
+    params = replace(SAMPLED, top_k=2)
+    found = Judge(model).compare(PROMPT, params, [taken], [likeliest])
+    assert found is not None
+    assert found.is_near_tie is is_near_tie
+
+
 def test_what_a_model_masks_widens_no_bound() -> None:
     """In half precision a multiple of the largest logit would excuse everything."""
     for masked in (-torch.inf, torch.finfo(torch.bfloat16).min, -1e4):

@@ -2,9 +2,9 @@
 
 Two ways of computing the same logits round differently, so a choice between two tokens that are
 nearly tied can fall either way. A first difference is a *near-tie* when moving the raw logit of
-either token by the rounding bound of the computing type is enough to choose the other. Anything
-else is a bug. After a first difference the texts are answers to different questions, so nothing
-later is compared.
+either token by the rounding bound of the computing type is enough to choose the other, or moving
+those that filters let in as well. Anything else is a bug. After a first difference the texts are
+answers to different questions, so nothing later is compared.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ FLOAT32_BOUND = 1e-4
 FLOAT64_BOUND = 1e-9
 NUM_ROUNDINGS = 4
 """For half precisions the bound is this many roundings of the largest logit."""
+MOST_RIVALS = 4
+"""Tokens that may be less likely, all of them, than they were said to be."""
 FARTHEST = 1000.0
 """Below the largest: a logit that is farther is no logit but a mask."""
 
@@ -145,17 +147,10 @@ class Judge:
     ) -> Divergence:
         """Judge the choice after ``tokens`` between ``pair`` (expected, found), given ``logits``
         [len(tokens) + 1, V]."""
-        bound = rounding_bound(self.model.dtype, logits[-1])
-        reachable = []
-        for token, other in (pair, pair[::-1]):
-            # The other one less likely, too: at the edge of a filter only that may leave it out.
-            choices = []
-            for moving, by in ((token, bound), (other, -bound)):
-                moved = logits.to(torch.float64, copy=True)
-                moved[-1, moving] += by
-                view = self._view(prompt_ids, tokens, params, moved)
-                choices.append(int(view.choice[0, -1]))
-            reachable.append(token in choices)
+        reachable = [
+            self._reaches(prompt_ids, tokens, params, token, other, logits)
+            for token, other in (pair, pair[::-1])
+        ]
         noisy = self._noisy(prompt_ids, tokens, params, logits)
         margin = float(noisy.max() - noisy[list(pair)].min())
         return Divergence(
@@ -165,6 +160,34 @@ class Judge:
             margin=margin if margin < float("inf") else None,
             is_near_tie=all(reachable),
         )
+
+    def _reaches(
+        self,
+        prompt_ids: Sequence[int],
+        tokens: Sequence[int],
+        params: SamplingParams,
+        token: int,
+        other: int,
+        logits: Tensor,
+    ) -> bool:
+        """Whether rounding can make ``token`` the choice after ``tokens`` in place of ``other``:
+        by what it is itself, or by what the others are. At the edge of a filter one that is less
+        likely makes room for the next, which may have to leave as well."""
+        bound = rounding_bound(self.model.dtype, logits[-1])
+
+        def choice(moved: Tensor) -> int:
+            return int(self._view(prompt_ids, tokens, params, moved).choice[0, -1])
+
+        raised, lowered = (logits.to(torch.float64, copy=True) for _ in range(2))
+        raised[-1, token] += bound
+        if choice(raised) == token:
+            return True
+        before: set[int] = set()
+        while other != token and other not in before and len(before) < MOST_RIVALS:
+            before.add(other)
+            lowered[-1, other] -= bound
+            other = choice(lowered)
+        return other == token
 
     def _noisy(
         self,
