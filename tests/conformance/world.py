@@ -78,7 +78,7 @@ NARROW_MODEL = {
 WITHIN = {"pearl": (Beside,)}
 """What is given to drafters with a process of their own, to do without it."""
 PROMPT_LENGTHS = (9, 1, 26, 15, 5)
-NUM_NEW = (36, 22, 31, 26, 33)
+NUM_NEW = (44, 26, 37, 31, 40)
 """Per row, so that rows of a batch finish in different cycles."""
 
 

@@ -22,7 +22,7 @@ from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.none import NoDrafter
 from jakiro.errors import ConfigError
 from jakiro.target import compiled
-from jakiro.target.features import LAST_FEATURE
+from jakiro.target.features import LAST_FEATURE, FeatureSpec
 from jakiro.target.target import Target
 from jakiro.tree.token_tree import TokenTree
 from tests.conformance import world
@@ -272,6 +272,14 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     model.set_attn_implementation("eager")
     with pytest.raises(ConfigError, match="'eager'"):
         Target(model).compile(BACKEND)
+
+
+def test_features_that_are_not_there_are_refused_before_anything_is_compiled() -> None:
+    target = Target(world.target("llama").model)
+    target.compile(BACKEND)
+    with pytest.raises(ConfigError, match="name others"):
+        target.meet(FeatureSpec(layers=(99,)))
+    assert target.compile_ms == 0
 
 
 def test_a_window_changes_drafts_only() -> None:

@@ -67,10 +67,10 @@ class Compiled:
                     # are none they are handed in, and a graph that is kept on disk is ready in
                     # half the time or less.
                     "freezing": not all_in_panels(module),
-                    # They look at every weight in every call, which took a twentieth of it.
                     # What is fused must change no number: a row is to be the same alone, in a
                     # graph of its own, and among others.
                     "emulate_precision_casts": True,
+                    # They look at every weight in every call, which took a twentieth of it.
                     "size_asserts": False,
                     "alignment_asserts": False,
                 }

@@ -94,9 +94,12 @@ class Target:
     @torch.inference_mode()
     def meet(self, needs: FeatureSpec) -> None:
         """Compile the kinds of forward there are with features that a drafter ``needs``: one row,
-        and several. On a GPU they are too many and come when they come."""
+        and several. On a GPU they are too many and come when they come. Raises what
+        ``check_features`` raises."""
         if self._compiled is None or self._compiled.is_bucketed:
             return
+        if needs != NO_FEATURES:
+            self.check_features(needs)
         for rows in (1, 2):
             tokens = torch.zeros(1, rows, dtype=torch.int64, device=self.device)
             none = torch.zeros(1, 1, rows, rows, dtype=self.dtype, device=self.device)
