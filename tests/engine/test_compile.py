@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import jakiro
 from jakiro.cache.deferred import Deferred, attend
 from jakiro.cache.kv_cache import KVCache
+from jakiro.cli.session import plain
 from jakiro.drafters.feature import FeatureDrafter
 from jakiro.drafters.none import NoDrafter
 from jakiro.errors import ConfigError
@@ -43,11 +46,11 @@ def test_compiled_texts_are_the_plain_ones(
     """Two rows of different length, sampled; some drafts are right, some wrong. One family has a
     mask, one has two."""
     monkeypatch.setattr(compiled, "_is_on_cpu", lambda module: not is_bucketed)
-    plain = world.target(family)
-    target = Target(plain.model)
+    source = world.target(family)
+    target = Target(source.model)
     rows = (0, 1)
     texts = [[*world.prompt(row), *world.truth(family, "top_p", row)] for row in rows]
-    head = FeatureDrafter(world.head(plain, "jakiro"), target)
+    head = FeatureDrafter(world.head(source, "jakiro"), target)
     target.compile(BACKEND)
     head.compile(BACKEND)
     target.meet(head.needs)
@@ -68,6 +71,26 @@ def test_compiled_texts_are_the_plain_ones(
     else:
         assert met == [list(run._graphs) for run in runs if run is not None]
         assert list(map(len, met)) == [2, 1 + head.free_levels]
+
+
+def test_load_compiles_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first answer; and what plain decoding is compared with is compiled as well."""
+    for kind in (Target, FeatureDrafter):
+
+        def compile(self: Any, _: str, own: Any = kind.compile) -> None:
+            own(self, BACKEND)
+
+        monkeypatch.setattr(kind, "compile", compile)
+    engine = jakiro.load(
+        world.model("llama"),
+        lambda target: FeatureDrafter(world.head(target, "jakiro"), target),
+        compile=True,
+    )
+    head: Any = engine.drafter
+    assert engine.target._compiled is not None
+    assert len(engine.target._compiled._graphs) == 2
+    assert len(head._compiled._graphs) == 1 + head.free_levels
+    assert plain(engine).target is engine.target
 
 
 @pytest.mark.parametrize("most", [1, 64])
@@ -98,7 +121,7 @@ def test_graphs_are_for_kinds_and_kinds_beyond_run_uncompiled(
 def test_a_row_has_the_same_bits_alone_and_in_any_tree(dtype: torch.dtype) -> None:
     """So a text is that of plain decoding where rounding would tell, too."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 97}
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96, "vocab_size": 97}
     config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)
     target = Target(LlamaForCausalLM(config).eval().to(dtype))
     try:
