@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jakiro.bench.equality import Judge, first_difference, rounding_bound
+from jakiro.bench.equality import Divergence, Judge, first_difference, rounding_bound
 from jakiro.sampling.noise import gumbel, noise_keys
 from jakiro.sampling.params import SamplingParams
 
@@ -92,17 +92,24 @@ def test_a_gap_below_the_bound_is_a_near_tie(
     assert found.is_near_tie is is_near_tie
 
 
+def at_the_edge(logits: dict[int, float], top_k: int, expected: int, found: int) -> Divergence:
+    """What is said of ``found`` for ``expected`` where top-k chooses by ``logits`` after token 4,
+    with the bound of float32."""
+    rows = table().double()
+    rows[4] = -50.0
+    rows[4, list(logits)] = torch.tensor(list(logits.values()), dtype=torch.float64)
+    model = Table(rows)
+    model.dtype = torch.float32
+    params = replace(SAMPLED, top_k=top_k)
+    judged = Judge(model).compare(PROMPT, params, [expected], [found])
+    assert judged is not None
+    return judged
+
+
 @pytest.mark.parametrize(("gap", "is_near_tie"), [(5e-5, True), (3e-4, False)])
 def test_a_token_at_the_edge_of_a_filter_is_a_near_tie(gap: float, is_near_tie: bool) -> None:
     """Top-k 1 keeps token 6 alone; the noise would take 7, which misses the list by ``gap``."""
-    rows = table().double()
-    rows[4] = -50.0
-    rows[4, 6], rows[4, 7] = gap, 0.0
-    model = Table(rows)
-    model.dtype = torch.float32
-    params = replace(SAMPLED, top_k=1)
-    found = Judge(model).compare(PROMPT, params, [6], [7])
-    assert found is not None
+    found = at_the_edge({6: gap, 7: 0.0}, 1, 6, 7)
     assert found.margin is None
     assert found.is_near_tie is is_near_tie
 
@@ -111,33 +118,20 @@ def test_a_token_at_the_edge_of_a_filter_is_a_near_tie(gap: float, is_near_tie: 
 def test_a_token_that_only_another_one_keeps_from_the_choice(gap: float, is_near_tie: bool) -> None:
     """Top-k 2 keeps the likeliest token and, by ``gap``, the one that the noise takes; without that
     one the likeliest is chosen."""
-    rows, ranked = table().double(), noise(len(PROMPT)).argsort()
-    likeliest, taken, left_out = int(ranked[5]), int(ranked[-1]), int(ranked[0])
-    rows[4] = -50.0
-    rows[4, likeliest], rows[4, taken], rows[4, left_out] = 0.01, 0.0, -gap
-    model = Table(rows)
-    model.dtype = torch.float32
-    params = replace(SAMPLED, top_k=2)
-    found = Judge(model).compare(PROMPT, params, [taken], [likeliest])
-    assert found is not None
-    assert found.is_near_tie is is_near_tie
+    ranked = noise(len(PROMPT)).argsort().tolist()
+    likeliest, taken, left_out = ranked[5], ranked[-1], ranked[0]
+    logits = {likeliest: 0.01, taken: 0.0, left_out: -gap}
+    assert at_the_edge(logits, 2, taken, likeliest).is_near_tie is is_near_tie
 
 
 @pytest.mark.parametrize(("gap", "is_near_tie"), [(5e-5, True), (3e-4, False)])
 def test_two_tokens_at_the_edge_of_a_filter(gap: float, is_near_tie: bool) -> None:
     """As above, but the next in the list would be chosen, too, if it came in: a third one is as
     likely, and with that the likeliest is chosen."""
-    rows, ranked = table().double(), noise(len(PROMPT)).argsort()
-    likeliest, taken, second, left_out = (int(ranked[i]) for i in (5, -1, -2, 0))
-    rows[4] = -50.0
-    rows[4, likeliest], rows[4, taken] = 0.01, 0.0
-    rows[4, second], rows[4, left_out] = -gap, -1.5 * gap
-    model = Table(rows)
-    model.dtype = torch.float32
-    params = replace(SAMPLED, top_k=2)
-    found = Judge(model).compare(PROMPT, params, [taken], [likeliest])
-    assert found is not None
-    assert found.is_near_tie is is_near_tie
+    ranked = noise(len(PROMPT)).argsort().tolist()
+    likeliest, taken, second, left_out = ranked[5], ranked[-1], ranked[-2], ranked[0]
+    logits = {likeliest: 0.01, taken: 0.0, second: -gap, left_out: -1.5 * gap}
+    assert at_the_edge(logits, 2, taken, likeliest).is_near_tie is is_near_tie
 
 
 def test_what_a_model_masks_widens_no_bound() -> None:
